@@ -1,0 +1,12 @@
+-- Where does one feature fire: its examples with the tokens of their windows, the strongest range first.
+-- params: sae_id text, feature int
+-- grain: one row per example
+select e.bucket, e.bucket_low, e.bucket_high, e.rank, e.act, e.position, e.window_start, e.window_end,
+       e.fire_positions, e.fire_acts, e.held_out, s.document_id, d.uri,
+       s.tokens[e.window_start + 1 : e.window_end] as tokens
+from example e
+join sequence s using (dataset_id, sequence_id)
+left join document d on d.dataset_id = s.dataset_id and d.document_id = s.document_id
+where e.sae_id = $sae_id and e.feature = $feature
+order by case e.bucket when 'top' then 0 when 'random' then 6 when 'near_miss' then 7 when 'negative' then 8
+              else 6 - e.bucket[2]::int end, e.rank
