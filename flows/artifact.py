@@ -1,0 +1,252 @@
+"""Artifacts: finished, immutable directories, named by what they were made from.
+
+    fingerprint = sha256(kind, step version, plan, fingerprints of the parents)
+
+A step writes into a partial directory beside the finished ones, the manifest last, then renames: an artifact is
+finished or absent. The partial directory keeps its name, so a killed step finds the pieces that it had finished.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from catalog.errors import LockedError
+from catalog.files import sha256_of, sync_file, sync_folder
+from catalog.locks import exclusive
+from catalog.store import Store
+from flows.errors import ArtifactError, DiskError
+
+__all__ = ["Artifact", "Draft", "Work", "code_version", "find", "finished", "making", "verify_artifacts", "write_piece"]
+
+LOCK_SECONDS = 24 * 3600.0
+"""How long a second build of the same thing waits for the first."""
+
+
+def code_version() -> str:
+    """Version of this program, for manifests and the table `run`."""
+    try:
+        return version("sae-almanac")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished directory and its manifest. `facts` are numbers that later steps need: counts, thresholds."""
+
+    kind: str
+    fingerprint: str
+    directory: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the step found out."""
+        facts: Mapping[str, Any] = self.manifest["facts"]
+        return facts
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of its files."""
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
+    def file(self, name: str) -> Path:
+        """One of its files, checked against the manifest. Raises ArtifactError where it is not what was written."""
+        if name not in self.manifest["files"]:
+            raise ArtifactError(f"{self.directory} has no {name!r}; it has {sorted(self.manifest['files'])}")
+        path = self.directory / name
+        problem = file_problem(path, self.manifest["files"][name])
+        if problem:
+            raise ArtifactError(
+                f"{path} is damaged: {problem}; delete the folder {self.directory} and build again: "
+                "what hangs on it is made anew, labels stay"
+            )
+        return path
+
+    def files(self, prefix: str) -> list[Path]:
+        """Its files whose name starts so, in order, checked."""
+        return [self.file(name) for name in sorted(self.manifest["files"]) if name.startswith(prefix)]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be made: the plan is complete before anything runs, and names the result."""
+
+    kind: str
+    step_version: int
+    plan: Mapping[str, Any]
+    parents: tuple[Artifact, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the artifact."""
+        canonical = json.dumps(
+            [self.kind, self.step_version, self.plan, [parent.fingerprint for parent in self.parents]],
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def directory(self, store: Store) -> Path:
+        """Where the finished artifact lies."""
+        return store.artifacts / self.kind / self.fingerprint
+
+
+@dataclass
+class Draft:
+    """An artifact in the making."""
+
+    directory: Path
+    facts: dict[str, Any]
+    rows: dict[str, int]
+
+
+def find(store: Store, work: Work) -> Artifact | None:
+    """The finished artifact, if there is one. The manifest decides, nothing else."""
+    directory = work.directory(store)
+    path = directory / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); delete {directory} and build again") from error
+    return Artifact(work.kind, work.fingerprint, directory, manifest)
+
+
+def finished(store: Store, work: Work) -> Artifact:
+    """The finished artifact. Raises ArtifactError where it is gone."""
+    found = find(store, work)
+    if found is None:
+        raise ArtifactError(f"{work.directory(store)} is gone while it was needed; build again")
+    return found
+
+
+@contextmanager
+def _alone(store: Store, work: Work, say: Callable[[str], None]) -> Iterator[None]:
+    """The artifact's own lock. Says who holds it before waiting for long."""
+    path, purpose = store.locks / f"{work.kind}-{work.fingerprint[:16]}.lock", f"making {work.kind}"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(path, purpose, timeout_seconds=0.5))
+        except LockedError as error:
+            say(f"waiting: another build makes the same thing. {error}")
+            stack.enter_context(exclusive(path, purpose, LOCK_SECONDS))
+        yield
+
+
+@contextmanager
+def making(store: Store, work: Work, say: Callable[[str], None]) -> Iterator[Draft | None]:
+    """The draft to fill, under the artifact's own lock; finished when the block ends. None: it is finished already.
+
+    A second process that wants the same artifact waits here for the first. Raises DiskError when the disk fills up.
+    """
+    target = work.directory(store)
+    partial = target.with_name(f".partial-{work.fingerprint}")
+    with _alone(store, work, say):
+        if find(store, work) is not None:
+            yield None
+            return
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            draft = Draft(partial, {}, {})
+            yield draft
+            _finish(work, draft, target)
+        except OSError as error:
+            raise disk_error(error, partial) from error
+
+
+def disk_error(error: OSError, where: Path) -> Exception:
+    """A full or read-only disk in our words; anything else as it is."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(where if where.exists() else where.parent).free
+        return DiskError(
+            f"the disk of {where.parent} is full ({free >> 20} MiB free); make room and run again: it resumes"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return DiskError(
+            f"cannot write to {error.filename or where}: {error.strerror}; give a store that you may write to"
+        )
+    return error
+
+
+def _finish(work: Work, draft: Draft, target: Path) -> None:
+    files = {}
+    for path in sorted(path for path in draft.directory.rglob("*") if path.is_file() and path.name != "manifest.json"):
+        sync_file(path)
+        name = path.relative_to(draft.directory).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = {
+        "format": "sae-almanac artifact",
+        "kind": work.kind,
+        "fingerprint": work.fingerprint,
+        "step_version": work.step_version,
+        "code_version": code_version(),
+        "plan": work.plan,
+        "parents": [{"kind": parent.kind, "fingerprint": parent.fingerprint} for parent in work.parents],
+        "files": files,
+        "rows": draft.rows,
+        "facts": draft.facts,
+    }
+    write_piece(draft.directory / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    os.rename(draft.directory, target)
+    sync_folder(target.parent)
+
+
+def write_piece(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all: aside, synced, renamed."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def check_room(directory: Path, n_bytes: int, what: str) -> None:
+    """Raises DiskError before a step starts that could not finish."""
+    free = shutil.disk_usage(directory).free
+    if n_bytes > free:
+        raise DiskError(
+            f"{what} needs {n_bytes / 1e9:.2f} GB in {directory} but {free / 1e9:.2f} GB are free; "
+            "make room, name another store, or lower corpus.max_tokens"
+        )
+
+
+def verify_artifacts(store: Store, damage: Callable[[Path, str], None]) -> None:
+    """Every manifest of the store against its files: present, size, sha256."""
+    for path in sorted(store.artifacts.glob("*/*/manifest.json")):
+        if path.parent.name.startswith("."):
+            continue
+        try:
+            files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        except (OSError, ValueError, KeyError) as error:
+            damage(path, f"the manifest cannot be read: {error}")
+            continue
+        for name, entry in files.items():
+            problem = file_problem(path.parent / name, entry)
+            if problem:
+                damage(path.parent / name, problem)
+
+
+def file_problem(path: Path, entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file, by its entry in the manifest."""
+    if not path.is_file():
+        return "the file is missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"it has {path.stat().st_size} bytes, {entry['bytes']} were written"
+    if sha256_of(path) != entry["sha256"]:
+        return "its content is not what was written (sha256 differs)"
+    return None

@@ -1,0 +1,45 @@
+"""The command `almanac`."""
+
+import typer
+
+from catalog import CatalogError, Damage, Store
+from flows.artifact import verify_artifacts
+from flows.cli import build, catalog, label
+from flows.cli.common import run_app
+from flows.errors import FlowError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="almanac",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="""An almanac of your language model's features: built by flows, kept in tables, read and labelled by people.
+
+Start with `almanac build demo`, then `almanac features`, `almanac show SAE FEATURE`, `almanac sql "select …"`.
+The store is --store, else ALMANAC_STORE, else ./almanac.""",
+)
+
+
+def _check_artifacts(store: Store) -> list[Damage]:
+    damages: list[Damage] = []
+    advice = "delete its folder and build again: what hangs on it is made anew, labels stay"
+    verify_artifacts(store, lambda path, problem: damages.append(Damage(path, problem, advice)))
+    return damages
+
+
+build.register(app)
+catalog.register(app, extra_checks=[_check_artifacts])
+label.register(app)
+
+
+def main() -> None:
+    """Run the command line; errors that we name are one message each."""
+    run_app(app, (CatalogError, FlowError, _saelib_errors()))
+
+
+def _saelib_errors() -> type[Exception]:
+    from saelib.errors import SAELibError
+
+    return SAELibError

@@ -1,0 +1,27 @@
+"""Read this function to know the project."""
+
+from types import ModuleType
+
+from flows import steps
+from flows.artifact import Artifact
+from flows.config import RunConfig
+from flows.place import Place
+
+__all__ = ["path"]
+
+
+def path(config: RunConfig, place: Place, do: ModuleType = steps) -> Artifact:
+    """text → tokens → activations → SAEs → features → catalog. `do` holds the steps: plain, or as Prefect tasks."""
+    tokens = do.tokenize(config, place)
+    activations = do.harvest(config, tokens, place, do.each)
+    trained = [
+        do.train(config, activations, site, number, place)
+        for site in range(len(config.harvest.sites))
+        for number in range(len(config.recipes))
+    ]
+    metrics = [do.evaluate(config, sae, tokens, activations, place) for sae in trained]
+    features = [do.describe(config, sae, tokens, activations, place, do.each) for sae in trained]
+    published: Artifact = do.publish(
+        config, tokens, activations, list(zip(trained, metrics, features, strict=True)), place
+    )
+    return published

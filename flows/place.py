@@ -1,0 +1,162 @@
+"""Where a run works and what it tells of itself: the store, the progress that people see, and the rows of `run`."""
+
+import json
+import os
+import resource
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Protocol
+
+from catalog import Store, append
+from flows.artifact import Artifact, Draft, Work, code_version, finished, making
+
+__all__ = ["Place", "Quiet", "StepReport", "Tick", "Watch"]
+
+Tick = Callable[[int], None]
+
+
+class Watch(Protocol):
+    """Who looks on: a terminal with bars, a log, or nobody."""
+
+    def bar(self, step: str, total: int, unit: str) -> AbstractContextManager[Tick]:
+        """A piece of long work of `total` units; the tick is told of what is done. total 0: not known yet."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+
+
+class Quiet:
+    """Nobody looks on."""
+
+    def bar(self, step: str, total: int, unit: str) -> AbstractContextManager[Tick]:  # noqa: ARG002
+        """Counts nothing."""
+        return nullcontext(lambda _: None)
+
+    def say(self, text: str) -> None:
+        """Says nothing."""
+
+
+@dataclass
+class StepReport:
+    """What one step did, as it goes into the table `run`."""
+
+    step: str
+    run_id: str
+    started_at: datetime
+    state: str = "running"
+    seconds: float = 0.0
+    n_tokens: int = 0
+    peak_memory_bytes: int = 0
+    made: Artifact | None = None
+    read: tuple[Artifact, ...] = ()
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass
+class Place:
+    """A store and a watch. `flow` and `prefect_run_id` are set where an orchestrator runs the path."""
+
+    store: Store
+    watch: Watch
+    threads: int
+    flow: str = "local"
+    prefect_run_id: str | None = None
+    reports: list[StepReport] = field(default_factory=list)
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def make(self, name: str, work: Work, fill: Callable[[Draft, StepReport], None]) -> Artifact:
+        """The artifact of `work`: found, or filled now and finished. Either way one row of `run` says so."""
+        with self._step(name, work) as report:
+            with making(self.store, work, self.watch.say) as draft:
+                report.state = "reused" if draft is None else "finished"
+                if draft is not None:
+                    fill(draft, report)
+            report.made = finished(self.store, work)
+        return report.made
+
+    @contextmanager
+    def _step(self, name: str, work: Work) -> Iterator[StepReport]:
+        """Record one step: its time, its memory, what it read and made, or why it failed."""
+        report = StepReport(name, uuid.uuid4().hex, datetime.now(UTC), read=work.parents)
+        error: str | None = None
+        try:
+            yield report
+        except BaseException as caught:
+            report.state, error = "failed", f"{type(caught).__name__}: {caught}"
+            raise
+        finally:
+            ended = datetime.now(UTC)
+            report.seconds = (ended - report.started_at).total_seconds()
+            report.peak_memory_bytes = peak_memory_bytes()
+            self.reports.append(report)
+            self._record(report, work, ended, error)
+        rate = f", {report.n_tokens / report.seconds:,.0f} tokens/s" if report.n_tokens and report.seconds else ""
+        if report.state == "reused":
+            self.watch.say(f"{name}: done already ({work.fingerprint[:12]})")
+        else:
+            memory = report.peak_memory_bytes / 1e9
+            self.watch.say(f"{name}: {report.seconds:.1f} s{rate}, peak memory {memory:.2f} GB")
+
+    def _record(self, report: StepReport, work: Work, ended: datetime, error: str | None) -> None:
+        config = json.dumps(work.plan, sort_keys=True)
+        made = report.made.fingerprint if report.made else None
+        row: dict[str, Any] = {
+            "run_id": report.run_id,
+            "step": report.step,
+            "flow": self.flow,
+            "trigger": "manual",
+            "prefect_run_id": self.prefect_run_id,
+            "author": os.environ.get("USER") or os.environ.get("LOGNAME"),
+            "fingerprint": made,
+            "code_version": code_version(),
+            "config": config,
+            "config_sha256": sha256(config.encode()).hexdigest(),
+            "host": socket.gethostname(),
+            "device": work.plan.get("device", "cpu"),
+            "state": report.state,
+            "started_at": report.started_at.replace(tzinfo=None),
+            "ended_at": ended.replace(tzinfo=None),
+            "n_tokens": report.n_tokens or None,
+            "tokens_per_second": report.n_tokens / report.seconds if report.n_tokens and report.seconds else None,
+            "peak_memory_bytes": report.peak_memory_bytes,
+            "error": error,
+        }
+        with self._lock:
+            append(self.store, "run", {key: [value] for key, value in row.items()}, fingerprint=work.fingerprint)
+            lineage = [("in", parent) for parent in report.read] + [("out", made) for made in [report.made] if made]
+            if lineage and report.state != "reused":
+                append(
+                    self.store, "lineage", _lineage(report.run_id, lineage, self.store), fingerprint=work.fingerprint
+                )
+
+    def train_progress(self, fingerprint: str, rows: list[dict[str, Any]]) -> None:
+        """Points of a training curve, a few at a time."""
+        if rows:
+            columns = {key: [row[key] for row in rows] for key in rows[0]}
+            with self._lock:
+                append(self.store, "train_progress", columns, fingerprint=fingerprint)
+
+
+def _lineage(run_id: str, entries: list[tuple[str, Artifact]], store: Store) -> dict[str, list[Any]]:
+    return {
+        "run_id": [run_id] * len(entries),
+        "direction": [direction for direction, _ in entries],
+        "kind": [artifact.kind for _, artifact in entries],
+        "fingerprint": [artifact.fingerprint for _, artifact in entries],
+        "uri": [artifact.directory.relative_to(store.root).as_posix() for _, artifact in entries],
+        "sha256": [
+            sha256(json.dumps(dict(artifact.manifest), sort_keys=True).encode()).hexdigest() for _, artifact in entries
+        ],
+        "n_rows": [sum(artifact.manifest["rows"].values()) for _, artifact in entries],
+        "n_bytes": [artifact.n_bytes for _, artifact in entries],
+    }

@@ -1,0 +1,1 @@
+"""Tensors → tables: the only place where results of saelib take the shape of catalog rows."""

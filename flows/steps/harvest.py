@@ -1,0 +1,123 @@
+"""text → tokens → activations."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.numpy import save
+from safetensors.torch import save as save_tensors
+
+from flows.artifact import Artifact, Draft, Work, check_room, write_piece
+from flows.config import RunConfig
+from flows.place import Place, StepReport, Tick
+from flows.rows import corpus as corpus_rows
+from flows.steps.loading import contiguous, language_model, load_tokens, shard_name, token_shards, use_threads
+from saelib.activations import MASKS, Harvester, rows_bytes, sink_norms
+from saelib.lm import model_fingerprint, site_width
+from saelib.text import corpus_fingerprint
+from saelib.text import tokenize as tokenize_corpus
+
+__all__ = ["each", "harvest", "harvest_work", "tokenize", "tokenize_work"]
+
+Each = Callable[..., list[Any]]
+
+
+def each(step: Callable[..., Any], shards: Sequence[Any], *rest: Any) -> list[Any]:
+    """A step on every shard, in order."""
+    return [step(shard, *rest) for shard in shards]
+
+
+def tokenize_work(config: RunConfig) -> Work:
+    """Depends on the text, the tokenizer, and how documents are cut and shared out."""
+    plan = {
+        "corpus": config.corpus.model_dump(mode="json", exclude={"name", "licence", "role"}),
+        "content": corpus_fingerprint(config.corpus),
+        "model": model_fingerprint(config.lm),
+    }
+    return Work("tokens", 1, plan)
+
+
+def tokenize(config: RunConfig, place: Place) -> Artifact:
+    """Documents to token shards, with the tables `document` and `sequence` beside them."""
+    work = tokenize_work(config)
+
+    def fill(draft: Draft, report: StepReport) -> None:
+        lm = language_model(config.lm)
+        with place.watch.bar("tokenize", config.corpus.max_tokens or 0, "tokens") as tick:
+            tokenized = tokenize_corpus(lm, config.corpus, tick)
+        for index, shard in enumerate(tokenized.shards):
+            write_piece(draft.directory / shard_name(index), save(contiguous(shard)))
+        report.n_tokens = sum(shard.token_ids.size for shard in tokenized.shards)
+        draft.facts |= {
+            "held_out": tokenized.held_out,
+            "n_documents": len(tokenized.documents),
+            "n_sequences": sum(shard.n_sequences for shard in tokenized.shards),
+            "n_tokens": report.n_tokens,
+            "context_tokens": max(int(shard.lengths.max()) for shard in tokenized.shards),
+        }
+        draft.rows |= corpus_rows.write(draft.directory, lm, tokenized, work.fingerprint)
+
+    return place.make("tokenize", work, fill)
+
+
+def harvest_work(config: RunConfig, tokens: Artifact) -> Work:
+    """Depends on the tokens, the model, and everything that decides a batch's numbers."""
+    plan = {
+        "harvest": config.harvest.model_dump(mode="json"),
+        "lm": config.lm.model_dump(mode="json", exclude={"model"}),
+        "model": model_fingerprint(config.lm),
+        "device": config.lm.resolved_device(),
+        "threads": config.resolved_threads(),
+    }
+    return Work("activations", 1, plan, (tokens,))
+
+
+class _Job:
+    """What a shard's worker needs. A plain object, which an orchestrator passes on as it is."""
+
+    def __init__(self, config: RunConfig, tokens: Artifact, draft: Draft, harvester: Harvester, tick: Tick) -> None:
+        self.config, self.tokens, self.draft, self.harvester, self.tick = config, tokens, draft, harvester, tick
+
+
+def harvest(config: RunConfig, tokens: Artifact, place: Place, each: Each = each) -> Artifact:
+    """Activation shards, one task each; those that a killed run finished are kept."""
+
+    def fill(draft: Draft, report: StepReport) -> None:
+        use_threads(config.resolved_threads())
+        lm = language_model(config.lm)
+        n_tokens, n_shards = tokens.facts["n_tokens"], len(tokens.facts["held_out"])
+        widths = [site_width(lm, site) for site in config.harvest.sites]
+        check_room(draft.directory, rows_bytes(n_tokens, widths, lm.dtype), "harvest")
+        norms = sink_norms(lm, token_shards(tokens), config.harvest)
+        with place.watch.bar("harvest", n_tokens, "tokens") as tick:
+            job = _Job(config, tokens, draft, Harvester(lm, config.harvest, tuple(norms)), tick)
+            counts = each(harvest_shard, list(range(n_shards)), job)
+        draft.facts |= {
+            "n_rows": [count["n_rows"] for count in counts],
+            "n_masked": {reason: sum(count["n_masked"][reason] for count in counts) for reason in MASKS},
+            "held_out": tokens.facts["held_out"],
+            "sink_norms": norms,
+            "widths": widths,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+        }
+        report.n_tokens = sum(draft.facts["n_rows"])
+
+    return place.make("harvest", harvest_work(config, tokens), fill)
+
+
+def harvest_shard(index: int, job: _Job) -> dict[str, Any]:
+    """One shard: read it, unless that is done, and say how many rows it has."""
+    path = job.draft.directory / shard_name(index)
+    if not path.exists():
+        use_threads(job.config.resolved_threads())
+        shard = load_tokens(job.tokens.file(shard_name(index)))
+        made = job.harvester(shard, f"shard {index}", job.tick)
+        count = {"n_rows": int(made.token_id.size), "n_masked": made.n_masked}
+        tensors = {name: tensor.contiguous() for name, tensor in made.tensors().items()}
+        write_piece(path, save_tensors(tensors, metadata={"count": json.dumps(count)}))
+        return count
+    with safe_open(path, framework="np") as file:
+        count = json.loads(file.metadata()["count"])
+    job.tick(count["n_rows"])
+    return dict(count)
