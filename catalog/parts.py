@@ -127,7 +127,7 @@ class _PartWriter:
 def _staged(table: Table, partition: str, writer: _PartWriter, fill: Mapping[str, str | int]) -> Staged:
     sha256 = sha256_of(writer.path)
     fingerprint = min(writer.fingerprints) if len(writer.fingerprints) == 1 else str(fill.get("fingerprint", ""))
-    folder = f"{quote(fingerprint[:16], safe='')}-{sha256[:16]}"  # another content is another folder
+    folder = f"{quote(fingerprint[:16], safe='') or 'several'}-{sha256[:16]}"  # another content is another folder
     if table.partition:
         folder = f"{table.partition}={quote(partition, safe='')}/{folder}"
     path = f"{table.name}/{folder}/part-0.parquet"

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from catalog.checks import check_examples, checks_for
 from catalog.conform import as_table
 from catalog.errors import SchemaError, StoreError
@@ -25,6 +28,7 @@ from catalog.view_file import refresh_view_file
 __all__ = ["Publication", "Published", "append", "publish"]
 
 LOCK_SECONDS = 600.0
+MANY_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,24 @@ def append(store: Store, table: str, columns: Rows, fingerprint: str, timeout_se
         if not added:
             refresh_view_file(store, before)
             return
+        kept = before.parts
+        if TABLES[table].volatile and len(before.parts_of(table)) >= MANY_PARTS:
+            kept = tuple(part for part in before.parts if part.table != table)
+            _merge(staging, table, [store.catalog / part.path for part in before.parts_of(table)])
         staging.place(store.catalog)
-        after = Snapshot(before.number + 1, (*before.parts, *added), before.saes)
+        after = Snapshot(before.number + 1, (*kept, *(staging.parts if kept != before.parts else added)), before.saes)
         commit(store, after)
         refresh_view_file(store, after)
+
+
+def _merge(staging: Staging, table: str, paths: list[Path]) -> None:
+    """Every run adds a few rows: many small parts, and the staged one, become one. Readers of the old ones keep them."""
+    paths = [*paths, *staging.files_of(table)]
+    rows = pa.concat_tables([pq.read_table(path, partitioning=None) for path in paths])
+    keys = rows.select(list(TABLES[table].key)).append_column("row", pa.array(range(rows.num_rows)))
+    first = keys.group_by(list(TABLES[table].key)).aggregate([("row", "min")])["row_min"]
+    staging.staged.clear()
+    staging.add(table, rows.take(first), {})
 
 
 @contextlib.contextmanager

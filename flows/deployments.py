@@ -1,35 +1,49 @@
 """The flows that Prefect runs. Prefect is imported here and in flows.tasks, nowhere else."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, cast
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from catalog import Store
 from flows import tasks
 from flows.artifact import Artifact
 from flows.config import RunConfig
 from flows.errors import ServerError
 from flows.path import path
-from flows.place import Place
+from flows.place import Place, Quiet
 
 __all__ = ["build_catalog", "run_build"]
 
+_HERE: ContextVar[Place | None] = ContextVar("here", default=None)
+"""The place of a build that was started in this process, with its bars; a worker makes its own."""
+
+
+class LogWatch(Quiet):
+    """Lines go to the run's log."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+        get_run_logger().info(text)
+
 
 # one shard at a time: a step uses all cores (or the whole GPU) by itself
-RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=1))
 
 
 @flow(name="build-catalog", flow_run_name="build-{config.name}", task_runner=RUNNER)
-def build_catalog(config: RunConfig, place: Place) -> Artifact:
-    """The whole path, each step a task and each shard a task."""
-    context = FlowRunContext.get()
+def build_catalog(config: RunConfig, store: str) -> Artifact:
+    """The whole path into the store in a folder: each step a task, each shard a task."""
+    place = _HERE.get() or Place(Store.create(store), LogWatch())
     place.flow = "build-catalog"
+    context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
         place.prefect_run_id = str(context.flow_run.id)
     return path(config, place, tasks)
@@ -57,7 +71,8 @@ def run_build(config: RunConfig, place: Place) -> Artifact:
         place.watch.say(f"orchestrator: using the Prefect server at {PREFECT_API_URL.value()}")
     try:
         with _quiet_logs():
-            return build_catalog(config, place)
+            _HERE.set(place)
+            return build_catalog(config, str(place.store.root))
     except RuntimeError as error:
         if "server" in str(error).lower() or "api" in str(error).lower():
             raise ServerError(
@@ -65,6 +80,3 @@ def run_build(config: RunConfig, place: Place) -> Artifact:
                 "run with --local to do without it, or start one with `prefect server start` and set PREFECT_API_URL"
             ) from error
         raise
-
-
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

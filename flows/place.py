@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Protocol
@@ -62,17 +62,17 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@dataclass
 class Place:
-    """A store and a watch. `flow` and `prefect_run_id` are set where an orchestrator runs the path."""
+    """A store and a watch. `flow` and `prefect_run_id` are set where an orchestrator runs the path.
 
-    store: Store
-    watch: Watch
-    threads: int
-    flow: str = "local"
-    prefect_run_id: str | None = None
-    reports: list[StepReport] = field(default_factory=list)
-    _lock: Any = field(default_factory=threading.Lock)
+    A plain object on purpose: an orchestrator takes collections and dataclasses among a task's arguments apart.
+    """
+
+    def __init__(self, store: Store, watch: Watch, flow: str = "local", prefect_run_id: str | None = None) -> None:
+        self.store, self.watch = store, watch
+        self.flow, self.prefect_run_id = flow, prefect_run_id
+        self.reports: list[StepReport] = []
+        self._lock = threading.Lock()
 
     def make(self, name: str, work: Work, fill: Callable[[Draft, StepReport], None]) -> Artifact:
         """The artifact of `work`: found, or filled now and finished. Either way one row of `run` says so."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,7 +37,7 @@ class Site(Frozen):
     side: Literal["in", "out"] = "out"
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "Site":
         """`model.layers.2` is the module's output, `model.layers.2:in` its input."""
         path, _, side = text.partition(":")
         return cls.model_validate({"path": path, "side": side or "out"})
@@ -53,6 +53,6 @@ class Ends(Frozen):
     write: tuple[Site, ...]
 
     @classmethod
-    def at(cls, site: Site) -> Self:
+    def at(cls, site: Site) -> "Ends":
         """Read and write the same site: a plain SAE."""
         return cls(read=(site,), write=(site,))

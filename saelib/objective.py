@@ -4,7 +4,7 @@ Errors are divided by E‖y − ȳ‖² of the initial sample, one constant, so 
 between sites.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from saelib.trainee import Pass, decode_firings, encode_firings
 __all__ = ["AuxK", "L1", "Objective", "Reconstruction", "Term"]
 
 
+@runtime_checkable
 class Term(Protocol):
     """One summand. `ramp` goes from 0 to 1 over the sparsity warm-up."""
 

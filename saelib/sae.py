@@ -6,7 +6,7 @@ pre = x W_enc + b_enc        f = nonlinearity(pre)        ŷ = f W_dec + b_dec
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -125,7 +125,9 @@ class SAE(nn.Module):
                 record["architecture"],
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"cannot read the SAE in {folder}: {error!r}; train or publish it again") from error
+            raise CheckpointError(
+                f"cannot read the SAE in {folder}: {type(error).__name__}: {error}; train or publish it again"
+            ) from error
         missing = [name for name in (*_WEIGHTS, *_tensors_of(kind)) if name not in tensors]
         if missing:
             raise CheckpointError(
@@ -133,7 +135,7 @@ class SAE(nn.Module):
             )
         return cls(tensors, _nonlinearity_from(kind, tensors), ends, architecture)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SAE":
         """Where the weights go, the thresholds go with them."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if isinstance(self.nonlinearity, JumpReLU):

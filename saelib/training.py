@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -94,6 +94,7 @@ class TrainingPlan(NamedTuple):
         return min(1.0, (step + 1) / (self.sparsity_warmup_steps + 1))
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Raw activations: batch `step`, the same whenever it is asked for, and a sample that fixes scale and mean."""
 
@@ -236,7 +237,7 @@ class Training:
         for name in _SCALARS:
             setattr(self, name, scalars[name])
 
-    def _check_fits(self, path: Path, tensors: dict[str, Tensor], scalars: dict[str, float]) -> None:
+    def _check_fits(self, path: Path, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         wanted = {"tokens_since_fired": tuple(self.tokens_since_fired.shape)}
         for name, parameter in self.trainee.named_parameters():
             wanted[f"weight.{name}"] = tuple(parameter.shape)

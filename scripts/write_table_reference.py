@@ -39,7 +39,7 @@ def page() -> str:
     lines = [
         "# Tables of the catalog",
         "",
-        f"Schema version {SCHEMA_VERSION}. Made by `scripts/write_table_reference.py` from `catalog/schema`: change that.",
+        f"Schema version {SCHEMA_VERSION}. Made by `scripts/write_table_reference.py` from `catalog/schema`.",
         "",
         "Query them with `almanac sql`, `catalog.connect(store)`, or any DuckDB that opens `catalog.duckdb` read-only.",
         "Times are UTC. Moments and quantiles of activations are over the **non-zero** ones. Null means: not measured.",

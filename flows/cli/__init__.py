@@ -1,5 +1,9 @@
 """The command `almanac`."""
 
+import atexit
+import os
+import sys
+
 import typer
 
 from catalog import CatalogError, Damage, Store
@@ -36,7 +40,21 @@ label.register(app)
 
 def main() -> None:
     """Run the command line; errors that we name are one message each."""
-    run_app(app, (CatalogError, FlowError, _saelib_errors()))
+    status = [0]
+    atexit.register(_end, status)  # registered first, so it is called last
+    try:
+        run_app(app, (CatalogError, FlowError, _saelib_errors()))
+    except SystemExit as end:
+        status[0] = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+
+
+def _end(status: list[int]) -> None:
+    """Leave before the interpreter takes its modules apart: with threads of the orchestrator still there, duckdb's
+    binding prints pages about leaks at that point."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status[0])
 
 
 def _saelib_errors() -> type[Exception]:

@@ -57,7 +57,7 @@ def build(
     config = load_run(run)
     opened = Store.create(store or DEFAULT_STORE)
     console = out()
-    place = Place(opened, TerminalWatch(console), config.resolved_threads())
+    place = Place(opened, TerminalWatch(console))
     if local or all(row.is_done for row in plan_run(config, opened)):
         made = local_path(config, place)
     else:
@@ -98,8 +98,8 @@ _METRICS = {
 
 _FIVE = """
 select feature, top_token, top_token_share, density, top_tokens[1:5], act_max from feature
-where sae_id = ? and status = 'alive' and density between 1e-4 and 1e-2 and length(trim(top_token)) > 2
-order by top_token_share * ln(n_fires) desc limit 5
+where sae_id = ? and status in ('alive', 'rare')
+order by density between 1e-4 and 1e-2 and length(trim(top_token)) > 2 desc, top_token_share * ln(n_fires) desc limit 5
 """
 
 

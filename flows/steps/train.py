@@ -146,10 +146,9 @@ def _dead_share(sae: SAE, activations: Artifact, site: int) -> Interval:
     fires, n_tokens = np.zeros(sae.n_features, dtype=np.int64), 0
     for index, flag in enumerate(activations.facts["held_out"]):
         if flag:
-            rows = load_activations(activations.file(shard_name(index)), len(activations.facts["widths"])).sites[site]
-            for chunk in rows.split(8192):
-                firings = sae.fire(chunk.float().to(sae.W_enc.device))
-                fires += np.bincount(firings.feature.cpu().numpy(), minlength=sae.n_features)
+            shard = load_activations(activations.file(shard_name(index)), len(activations.facts["widths"]))
+            rows = shard.sites[site].float().to(sae.W_enc.device)
+            fires += np.bincount(sae.fire(rows).feature.cpu().numpy(), minlength=sae.n_features)
             n_tokens += rows.shape[0]
     dead = float((fires == 0).mean())
     return Interval(dead, dead, dead, n_tokens)

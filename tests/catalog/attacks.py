@@ -61,7 +61,7 @@ def refused(store_root: Path, part: Path, outside: Path) -> dict[str, str]:
         "s3": "select * from read_parquet('s3://bucket/a.parquet')",
         "a python object": "select * from local_table",
         "an environment variable": "select getenv('HOME')",
-        "logging to a file": f"select * from enable_logging(storage = 'file', storage_config = {{'path': '{outside}'}})",
+        "logging to a file": f"from enable_logging(storage = 'file', storage_config = {{'path': '{outside}'}})",
         "a query in a text": f"select * from query('{writing_part.replace(chr(39), chr(39) * 2)}')",
         "secrets": "select * from duckdb_secrets(redact = false)",
     }

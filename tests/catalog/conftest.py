@@ -1,5 +1,6 @@
 """A store with one published SAE: made once, copied for tests that change it."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ def no_power_failure() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+    gc.collect()  # DuckDB complains of connections that are still open when Python ends
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -18,8 +19,9 @@ local_table = pa.table({"a": [1]})
 
 
 @pytest.fixture(scope="module")
-def connection(shared_store: Store) -> duckdb.DuckDBPyConnection:
-    return connect(shared_store)
+def connection(shared_store: Store) -> Iterator[duckdb.DuckDBPyConnection]:
+    with connect(shared_store) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

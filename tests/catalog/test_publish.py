@@ -1,6 +1,7 @@
 """A publication is in the catalog whole or not at all, and every version stays what it was."""
 
 import dataclasses
+import importlib
 import os
 import threading
 from pathlib import Path
@@ -41,6 +42,8 @@ from catalog import (
 )
 from catalog.conform import as_table
 from catalog.locks import exclusive
+
+publishing = importlib.import_module("catalog.publish")  # `catalog.publish` is the function
 
 
 @pytest.fixture
@@ -345,6 +348,18 @@ def test_many_appends_keep_few_snapshot_files(store: Store) -> None:
         append(store, "run", {"run_id": [f"r{i}"], "step": ["train"], "state": ["finished"]}, fingerprint(i))
     assert len(list((store.catalog / "snapshots").glob("*.json"))) <= 17
     assert not verify(store)
+
+
+def test_many_small_parts_become_one_and_lose_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "MANY_PARTS", 4)
+    reader = connect(store)
+    for i in range(11):
+        row = {"run_id": [f"r{i:02}"], "step": ["train"], "state": ["finished"]}
+        append(store, "run", row, fingerprint(i))
+        append(store, "run", row, fingerprint(i))
+    assert len(current(store).parts_of("run")) <= 4
+    assert [run for (run,) in rows(store, "select run_id from run order by 1")] == [f"r{i:02}" for i in range(11)]
+    assert reader.execute("select count(*) from run").fetchall() == [(0,)] and not verify(store)
 
 
 # ---- several writers, and a store that moves ----------------------------------------

@@ -1,5 +1,6 @@
 """Every question that comes along is documented, runs, and says what is wrong with its parameters."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import duckdb
@@ -11,14 +12,15 @@ from catalog.lookup import check_feature, find_sae
 
 SAE = f"{FAMILY}@1"
 GIVEN: dict[str, Any] = {
-    "sae_id": SAE, "feature": 3, "token": "import", "contrast_id": "c", "dataset_id": DATASET, "suite": "s",
+    "sae_id": SAE, "feature": 3, "token": "import", "contrast_id": "c", "dataset_id": DATASET, "suite": "s", "features": "1,3",
     "old_sae_id": SAE, "new_sae_id": SAE, "since": "2026-01-01",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def connection(shared_store: Store) -> duckdb.DuckDBPyConnection:
-    return connect(shared_store)
+def connection(shared_store: Store) -> Iterator[duckdb.DuckDBPyConnection]:
+    with connect(shared_store) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("name", sorted(QUERIES))

@@ -1,30 +1,46 @@
 """Every kind of file, damaged in every way: named, with what to do."""
 
 import contextlib
+import shutil
 import sqlite3
 from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from catalog_samples import FAMILY, explanation_rows, fingerprint, publication
+from catalog_samples import FAMILY, explanation_rows, fingerprint, publication, published_store
 
 from catalog import DamagedError, Event, Labels, Store, append, connect, current, publish, verify
 from catalog import snapshot as snapshots
-from catalog.schema import SCHEMA_VERSION
+from catalog.mirror import mirror_file
+
+TEXT = "digits " * 40
+
+
+@pytest.fixture(scope="module")
+def example_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with something of everything in it."""
+    store = published_store(tmp_path_factory.mktemp("verify") / "store")
+    append(store, "explanation", explanation_rows(f"{FAMILY}@1", [1]), fingerprint(1))
+    with Labels(store) as labels:
+        labels.append([Event("label_event", "ada", "write", {"sae_id": f"{FAMILY}@1", "feature": 1, "text": TEXT})])
+    connect(store)
+    return store
 
 
 @pytest.fixture
-def full(store: Store) -> Store:
-    """A store with something of everything in it."""
-    append(store, "explanation", explanation_rows(f"{FAMILY}@1", [1]), fingerprint(1))
-    with Labels(store) as labels:
-        labels.append(
-            [Event("label_event", "ada", "write", {"sae_id": f"{FAMILY}@1", "feature": 1, "text": "digits " * 40})]
-        )
-    connect(store)
-    assert SCHEMA_VERSION == 1 and verify(store) == []
-    return store
+def full(example_store: Store, tmp_path: Path) -> Store:
+    """A copy of it to damage."""
+    shutil.copytree(example_store.root, tmp_path / "store")
+    return Store.open(tmp_path / "store")
+
+
+def test_a_store_that_nothing_happened_to_is_whole(example_store: Store) -> None:
+    assert verify(example_store) == []
+
+
+def test_a_store_that_was_copied_is_whole(full: Store) -> None:
+    assert verify(full) == []
 
 
 def flipped(content: bytes) -> bytes:
@@ -91,8 +107,9 @@ def test_a_damaged_label_store_is_named(full: Store, damage: str) -> None:
     assert [found.path for found in verify(full)][:1] == [path]
     with pytest.raises(DamagedError) if damage != "changed text" else contextlib.nullcontext():
         Labels(full).close()
-    with duckdb.connect(str(full.view_file), read_only=True) as outsider:
-        assert outsider.execute("select text from label").fetchall() == [("digits " * 40,)], "the copy is kept"
+    with duckdb.connect() as outsider:
+        copy = mirror_file(full, "label_event")
+        assert outsider.execute(f"select text from '{copy}'").fetchall() == [(TEXT,)], "the copy is kept"
 
 
 def test_a_key_that_two_parts_share_is_named(full: Store) -> None:

@@ -5,6 +5,7 @@ Run by test_label_store.py: store folder, author, count, file of acknowledgement
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from catalog import Event, SQLiteLabels
@@ -16,3 +17,6 @@ with SQLiteLabels(folder) as labels, open(acknowledged, "a", buffering=1) as don
         event = Event("label_event", author, "write", values, event_id=f"{author}-{i}-{os.getpid()}")
         labels.append([event])
         done.write(event.event_id + "\n")
+        if i == 0:  # all begin together
+            while len(list(folder.glob("ack-*"))) < 8:
+                time.sleep(0.005)

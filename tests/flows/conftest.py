@@ -76,7 +76,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Place]:
     """The tiny run, once for all tests. Treat the store as read-only."""
     config = tiny(corpus)
-    place = Place(Store.create(tmp_path_factory.mktemp("built") / "store"), Record(), 1)
+    place = Place(Store.create(tmp_path_factory.mktemp("built") / "store"), Record())
     path(config, place)
     return config, place
 
@@ -87,7 +87,7 @@ def rebuild(corpus: Path) -> Callable[..., tuple[RunConfig, Place]]:
 
     def run(store: Store, **changes: object) -> tuple[RunConfig, Place]:
         config = tiny(corpus, **changes)
-        place = Place(store, Record(), 1)
+        place = Place(store, Record())
         path(config, place)
         return config, place
 

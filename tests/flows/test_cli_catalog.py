@@ -15,9 +15,10 @@ import typer
 sys.path.insert(0, str(Path(__file__).parents[1] / "catalog"))
 from catalog_samples import FAMILY, published_store  # noqa: E402
 
-from catalog import CatalogError, Damage, Publication, Store, connect, current, publish  # noqa: E402
+from catalog import CatalogError, Damage, Publication, Store, connect, current, guarded, publish  # noqa: E402
 from flows.cli import catalog as catalog_commands  # noqa: E402
 from flows.cli import label as label_commands  # noqa: E402
+from flows.cli.answers import Format, show_answer  # noqa: E402
 from flows.cli.common import UNSAFE, run_app, safe  # noqa: E402
 
 SAE = f"{FAMILY}@1"
@@ -104,8 +105,12 @@ def test_sql_says_when_there_is_more(almanac: Almanac) -> None:
      "select * from feature where feature < 0", "explain select 1"],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
-def test_sql_shows_any_type_of_answer(almanac: Almanac, sql: str, form: str) -> None:
-    shown = answer(almanac("sql", sql, "--format", form))
+def test_any_type_of_answer_is_shown(
+    read_only_store: Store, capfd: pytest.CaptureFixture[str], sql: str, form: Format
+) -> None:
+    show_answer(guarded(connect(read_only_store), sql, 10), form, None)
+    shown = capfd.readouterr().out
+    assert shown
     if form == "json":
         json.loads(shown)
 

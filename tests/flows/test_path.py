@@ -16,9 +16,18 @@ from saelib.lm import LMConfig, load_lm, read_sites
 from saelib.sae import SAE
 
 Built = tuple[RunConfig, Place]
-TABLES = (
-    "feature feature_stat histogram feature_token feature_logit example neighbor activation document sequence".split()
-)
+TABLES = [
+    "feature",
+    "feature_stat",
+    "histogram",
+    "feature_token",
+    "feature_logit",
+    "example",
+    "neighbor",
+    "activation",
+    "document",
+    "sequence",
+]
 
 
 def rows(place: Place, sql: str) -> list[tuple[object, ...]]:
