@@ -92,23 +92,28 @@ def append(store: Store, table: str, columns: Rows, fingerprint: str, timeout_se
             refresh_view_file(store, before)
             return
         kept = before.parts
-        if TABLES[table].volatile and len(before.parts_of(table)) >= MANY_PARTS:
-            kept = tuple(part for part in before.parts if part.table != table)
-            _merge(staging, table, [store.catalog / part.path for part in before.parts_of(table)])
+        small = [store.catalog / part.path for part in before.parts_of(table)]
+        if TABLES[table].volatile and len(small) >= MANY_PARTS and _merge(staging, table, small):
+            kept, added = tuple(part for part in before.parts if part.table != table), staging.parts
         staging.place(store.catalog)
-        after = Snapshot(before.number + 1, (*kept, *(staging.parts if kept != before.parts else added)), before.saes)
+        after = Snapshot(before.number + 1, (*kept, *added), before.saes)
         commit(store, after)
         refresh_view_file(store, after)
 
 
-def _merge(staging: Staging, table: str, paths: list[Path]) -> None:
-    """Every run adds a few rows: many small parts, and the staged one, become one. Readers of the old ones keep them."""
-    paths = [*paths, *staging.files_of(table)]
-    rows = pa.concat_tables([pq.read_table(path, partitioning=None) for path in paths])
+def _merge(staging: Staging, table: str, paths: list[Path]) -> bool:
+    """Every run adds a few rows; many small parts become one. Their files stay for the readers that have them.
+
+    A damaged part is left for `verify` to name: then nothing is merged.
+    """
+    try:
+        rows = pa.concat_tables([pq.read_table(path, partitioning=None) for path in paths])
+    except (OSError, pa.ArrowException):
+        return False
     keys = rows.select(list(TABLES[table].key)).append_column("row", pa.array(range(rows.num_rows)))
     first = keys.group_by(list(TABLES[table].key)).aggregate([("row", "min")])["row_min"]
-    staging.staged.clear()
     staging.add(table, rows.take(first), {})
+    return True
 
 
 @contextlib.contextmanager

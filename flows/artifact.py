@@ -3,7 +3,8 @@
     fingerprint = sha256(kind, step version, plan, fingerprints of the parents)
 
 A step writes into a partial directory beside the finished ones, the manifest last, then renames: an artifact is
-finished or absent. The partial directory keeps its name, so a killed step finds the pieces that it had finished.
+finished or absent. The partial directory keeps its name, so a killed step finds the pieces that it had finished
+(`keep_piece`, `kept_piece`).
 """
 
 import errno
@@ -25,7 +26,22 @@ from catalog.locks import exclusive
 from catalog.store import Store
 from flows.errors import ArtifactError, DiskError
 
-__all__ = ["Artifact", "Draft", "Work", "code_version", "find", "finished", "making", "verify_artifacts", "write_piece"]
+__all__ = [
+    "Artifact",
+    "Draft",
+    "Work",
+    "code_version",
+    "find",
+    "finished",
+    "keep_piece",
+    "kept_piece",
+    "making",
+    "verify_artifacts",
+    "write_piece",
+]
+
+SEAL = ".sha256"
+"""Ending of the hidden file beside a piece that says what the piece must hold."""
 
 LOCK_SECONDS = 24 * 3600.0
 """How long a second build of the same thing waits for the first."""
@@ -116,11 +132,28 @@ def find(store: Store, work: Work) -> Artifact | None:
     path = directory / "manifest.json"
     if not path.is_file():
         return None
+    return Artifact(work.kind, work.fingerprint, directory, _read_manifest(path))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest as it was written. Raises ArtifactError where a byte of it changed."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); delete {directory} and build again") from error
-    return Artifact(work.kind, work.fingerprint, directory, manifest)
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        is_whole = manifest.get("sha256", _digest(manifest)) == _digest(manifest)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); delete {path.parent} and build again") from error
+    if not is_whole:
+        raise ArtifactError(
+            f"{path} is damaged: its content is not what was written (sha256 differs); "
+            f"delete {path.parent} and build again"
+        )
+    return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's content, its own entry `sha256` left out."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def finished(store: Store, work: Work) -> Artifact:
@@ -152,17 +185,25 @@ def making(store: Store, work: Work, say: Callable[[str], None]) -> Iterator[Dra
     """
     target = work.directory(store)
     partial = target.with_name(f".partial-{work.fingerprint}")
-    with _alone(store, work, say):
-        if find(store, work) is not None:
-            yield None
-            return
-        try:
+    try:
+        with _alone(store, work, say):
+            if find(store, work) is not None:
+                yield None
+                return
             partial.mkdir(parents=True, exist_ok=True)
+            _sweep(partial)
             draft = Draft(partial, {}, {})
             yield draft
             _finish(work, draft, target)
-        except OSError as error:
-            raise disk_error(error, partial) from error
+    except OSError as error:
+        raise disk_error(error, partial) from error
+
+
+def _sweep(partial: Path) -> None:
+    """Remove the halves of files that a kill left; seals of finished pieces stay."""
+    for path in partial.rglob(".*"):
+        if path.suffix != SEAL:
+            path.unlink()
 
 
 def disk_error(error: OSError, where: Path) -> Exception:
@@ -180,6 +221,8 @@ def disk_error(error: OSError, where: Path) -> Exception:
 
 
 def _finish(work: Work, draft: Draft, target: Path) -> None:
+    for hidden in draft.directory.rglob(".*"):
+        hidden.unlink()
     files = {}
     for path in sorted(path for path in draft.directory.rglob("*") if path.is_file() and path.name != "manifest.json"):
         sync_file(path)
@@ -197,7 +240,10 @@ def _finish(work: Work, draft: Draft, target: Path) -> None:
         "rows": draft.rows,
         "facts": draft.facts,
     }
+    manifest["sha256"] = _digest(manifest)
     write_piece(draft.directory / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    if target.exists():  # without a manifest: somebody took it away, and nothing of it counts
+        shutil.rmtree(target)
     os.rename(draft.directory, target)
     sync_folder(target.parent)
 
@@ -213,6 +259,33 @@ def write_piece(path: Path, content: bytes) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def keep_piece(path: Path, content: bytes) -> None:
+    """A piece that a later run goes on from, with a seal: what it holds, and what it held before.
+
+    The seal comes first: killed in between, the piece that is still there is known by it.
+    """
+    seal = _seal(path)
+    before = seal.read_bytes().split()[-1:] if seal.exists() else []
+    write_piece(seal, b"\n".join([*before, hashlib.sha256(content).hexdigest().encode()]))
+    write_piece(path, content)
+
+
+def kept_piece(path: Path) -> bool:
+    """Is there a piece to go on from, as it was written? One that is damaged is removed, and made anew."""
+    seal = _seal(path)
+    if path.is_file() and seal.is_file():
+        digest = sha256_of(path).encode()
+        if digest in seal.read_bytes().split():
+            write_piece(seal, digest)
+            return True
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _seal(piece: Path) -> Path:
+    return piece.with_name(f".{piece.name}{SEAL}")
 
 
 def check_room(directory: Path, n_bytes: int, what: str) -> None:
@@ -231,8 +304,8 @@ def verify_artifacts(store: Store, damage: Callable[[Path, str], None]) -> None:
         if path.parent.name.startswith("."):
             continue
         try:
-            files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        except (OSError, ValueError, KeyError) as error:
+            files = _read_manifest(path)["files"]
+        except (ArtifactError, KeyError) as error:
             damage(path, f"the manifest cannot be read: {error}")
             continue
         for name, entry in files.items():

@@ -50,7 +50,9 @@ class RunConfig(Frozen):
 
     def resolved_threads(self) -> int:
         """Threads of torch: those asked for, else the cores this process may use. Part of every plan that computes."""
-        return self.threads or len(os.sched_getaffinity(0))
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def resolved_recipes(self) -> list[Recipe]:
         """Recipes, checked."""

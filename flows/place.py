@@ -7,13 +7,13 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Protocol
 
-from catalog import Store, append
+from catalog import CatalogError, Store, append
 from flows.artifact import Artifact, Draft, Work, code_version, finished, making
 
 __all__ = ["Place", "Quiet", "StepReport", "Tick", "Watch"]
@@ -88,24 +88,27 @@ class Place:
     def _step(self, name: str, work: Work) -> Iterator[StepReport]:
         """Record one step: its time, its memory, what it read and made, or why it failed."""
         report = StepReport(name, uuid.uuid4().hex, datetime.now(UTC), read=work.parents)
-        error: str | None = None
         try:
             yield report
         except BaseException as caught:
-            report.state, error = "failed", f"{type(caught).__name__}: {caught}"
+            report.state = "failed"
+            with suppress(CatalogError):  # a full disk stops this as well; what stopped the step is what is told
+                self._ended(report, work, f"{type(caught).__name__}: {caught}")
             raise
-        finally:
-            ended = datetime.now(UTC)
-            report.seconds = (ended - report.started_at).total_seconds()
-            report.peak_memory_bytes = peak_memory_bytes()
-            self.reports.append(report)
-            self._record(report, work, ended, error)
+        self._ended(report, work, None)
         rate = f", {report.n_tokens / report.seconds:,.0f} tokens/s" if report.n_tokens and report.seconds else ""
         if report.state == "reused":
             self.watch.say(f"{name}: done already ({work.fingerprint[:12]})")
         else:
             memory = report.peak_memory_bytes / 1e9
             self.watch.say(f"{name}: {report.seconds:.1f} s{rate}, peak memory {memory:.2f} GB")
+
+    def _ended(self, report: StepReport, work: Work, error: str | None) -> None:
+        ended = datetime.now(UTC)
+        report.seconds = (ended - report.started_at).total_seconds()
+        report.peak_memory_bytes = peak_memory_bytes()
+        self.reports.append(report)
+        self._record(report, work, ended, error)
 
     def _record(self, report: StepReport, work: Work, ended: datetime, error: str | None) -> None:
         config = json.dumps(work.plan, sort_keys=True)

@@ -132,6 +132,7 @@ def _summary(store: Store, config: "RunConfig", place: "Place", sae_ids: list[st
     here = Path.cwd()
     given = f" --store {os.path.relpath(store.root, here)}" if store.root != (here / DEFAULT_STORE).resolve() else ""
     console.print(text("Next:"))
+    console.print(text(f"  make dashboard        (or: almanac dashboard{given})"))
     console.print(text(f"  almanac show {sae_ids[0]} 17{given}"))
     console.print(
         text(f'  almanac sql "select feature, top_token, density from feature order by act_max desc limit 10"{given}')

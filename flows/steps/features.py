@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from catalog import Publication
 from catalog import publish as publish_tables
-from flows.artifact import Artifact, Draft, Work, write_piece
+from flows.artifact import Artifact, Draft, Work, keep_piece, kept_piece
 from flows.config import RunConfig
 from flows.place import Place, StepReport, Tick
 from flows.rows import corpus as corpus_rows
@@ -116,15 +116,15 @@ def describe_shard(index: int, job: _Job) -> None:
     """Pass 1 of one shard: its summary and its part of the sample, unless they are there already."""
     summary, sample = (job.folder / f"{kind}-{index:05d}.safetensors" for kind in ("summary", "sample"))
     n_rows = job.activations.facts["n_rows"][index]
-    if not sample.exists():
+    if not (kept_piece(summary) and kept_piece(sample)):
         use_threads(job.config.resolved_threads())
         config = job.config.describe
         shard = load_activations(job.activations.file(shard_name(index)), len(job.activations.facts["widths"]))
         tokens = load_tokens(job.tokens.file(shard_name(index)))
         firings = shard_firings(job.sae, tokens, shard, job.trained.facts["site"], config.seed)
         lm = language_model(job.config.lm)
-        write_piece(summary, Summary.of(firings, max(lm.n_vocab, len(lm.tokenizer))).save())
-        write_piece(sample, Sample.of(firings, job.share, config.seed).save())
+        keep_piece(summary, Summary.of(firings, max(lm.n_vocab, len(lm.tokenizer))).save())
+        keep_piece(sample, Sample.of(firings, job.share, config.seed).save())
     job.tick(n_rows)
 
 
@@ -221,7 +221,7 @@ def _named(path: Path, dataset: str) -> pa.Table:
 
 def _sae_row(config: RunConfig, sae: Artifact, dataset: str) -> dict[str, list[Any]]:
     plan, facts = sae.manifest["plan"], sae.facts
-    model = SAE.load(sae.directory)
+    model = load_sae(sae, "cpu")
     site = str(config.harvest.sites[facts["site"]])
     recipe = plan["recipe"]
     return {

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
-from flows.artifact import Artifact, Draft, Work, check_room, write_piece
+from flows.artifact import Artifact, Draft, Work, check_room, keep_piece, kept_piece, write_piece
 from flows.config import RunConfig
 from flows.place import Place, StepReport, Tick
 from flows.rows import corpus as corpus_rows
@@ -109,13 +109,13 @@ def harvest(config: RunConfig, tokens: Artifact, place: Place, each: Each = each
 def harvest_shard(index: int, job: _Job) -> dict[str, Any]:
     """One shard: read it, unless that is done, and say how many rows it has."""
     path = job.draft.directory / shard_name(index)
-    if not path.exists():
+    if not kept_piece(path):
         use_threads(job.config.resolved_threads())
         shard = load_tokens(job.tokens.file(shard_name(index)))
         made = job.harvester(shard, f"shard {index}", job.tick)
         count = {"n_rows": int(made.token_id.size), "n_masked": made.n_masked}
         tensors = {name: tensor.contiguous() for name, tensor in made.tensors().items()}
-        write_piece(path, save_tensors(tensors, metadata={"count": json.dumps(count)}))
+        keep_piece(path, save_tensors(tensors, metadata={"count": json.dumps(count)}))
         return count
     with safe_open(path, framework="np") as file:
         count = json.loads(file.metadata()["count"])

@@ -63,8 +63,9 @@ def load_activations(path: Path, n_sites: int) -> ActivationShard:
 
 
 def load_sae(artifact: Artifact, device: str) -> SAE:
-    """The SAE of a train artifact."""
-    sae: SAE = SAE.load(artifact.file("sae.safetensors").parent).to(device)
+    """The SAE of a train artifact, both of its files checked."""
+    weights, _ = artifact.file("sae.safetensors"), artifact.file("sae.json")
+    sae: SAE = SAE.load(weights.parent).to(device)
     return sae
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.artifact import Artifact, Draft, Work, write_piece
+from flows.artifact import Artifact, Draft, Work, keep_piece, kept_piece
 from flows.config import RunConfig
 from flows.place import Place, StepReport
 from flows.steps.loading import language_model, load_activations, load_sae, shard_name, token_shards, use_threads
@@ -53,9 +53,12 @@ def train(config: RunConfig, activations: Artifact, site: int, number: int, plac
         )
         training = Training(recipe, config.training, rows)
         checkpoint = draft.directory / "checkpoint.safetensors"
-        if checkpoint.exists():
+        was_there = checkpoint.exists()
+        if kept_piece(checkpoint):
             training.restore(checkpoint)
             place.watch.say(f"train: resumed at step {training.step} of {training.plan.n_steps}")
+        elif was_there:
+            place.watch.say("train: the checkpoint is damaged, so training starts anew")
         report.n_tokens = (training.plan.n_steps - training.step) * config.training.batch_tokens
         _run(training, place, checkpoint, work.fingerprint, report.run_id)
         training.published(Ends.at(config.harvest.sites[site])).save(draft.directory)
@@ -93,7 +96,7 @@ def _run(training: Training, place: Place, checkpoint: Path, fingerprint: str, r
                 last, last_tokens = now, progress.n_tokens
                 buffer.append(_point(progress, run_id, rate, training.plan.dead_after_tokens))
             if training.step % training.config.checkpoint_every_steps == 0:
-                write_piece(checkpoint, training.save())
+                keep_piece(checkpoint, training.save())
                 place.train_progress(fingerprint, buffer)
                 buffer.clear()
     place.train_progress(fingerprint, buffer)
