@@ -7,12 +7,10 @@ finished or absent. The partial directory keeps its name, so a killed step finds
 (`keep_piece`, `kept_piece`).
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +22,8 @@ from catalog.errors import LockedError
 from catalog.files import sha256_of, sync_file, sync_folder
 from catalog.locks import exclusive
 from catalog.store import Store
-from flows.errors import ArtifactError, DiskError
+from flows.disk import disk_error, write_piece
+from flows.errors import ArtifactError
 
 __all__ = [
     "Artifact",
@@ -206,20 +205,6 @@ def _sweep(partial: Path) -> None:
             path.unlink()
 
 
-def disk_error(error: OSError, where: Path) -> Exception:
-    """A full or read-only disk in our words; anything else as it is."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(where if where.exists() else where.parent).free
-        return DiskError(
-            f"the disk of {where.parent} is full ({free >> 20} MiB free); make room and run again: it resumes"
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return DiskError(
-            f"cannot write to {error.filename or where}: {error.strerror}; give a store that you may write to"
-        )
-    return error
-
-
 def _finish(work: Work, draft: Draft, target: Path) -> None:
     for hidden in draft.directory.rglob(".*"):
         hidden.unlink()
@@ -248,19 +233,6 @@ def _finish(work: Work, draft: Draft, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def write_piece(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all: aside, synced, renamed."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def keep_piece(path: Path, content: bytes) -> None:
     """A piece that a later run goes on from, with a seal: what it holds, and what it held before.
 
@@ -286,16 +258,6 @@ def kept_piece(path: Path) -> bool:
 
 def _seal(piece: Path) -> Path:
     return piece.with_name(f".{piece.name}{SEAL}")
-
-
-def check_room(directory: Path, n_bytes: int, what: str) -> None:
-    """Raises DiskError before a step starts that could not finish."""
-    free = shutil.disk_usage(directory).free
-    if n_bytes > free:
-        raise DiskError(
-            f"{what} needs {n_bytes / 1e9:.2f} GB in {directory} but {free / 1e9:.2f} GB are free; "
-            "make room, name another store, or lower corpus.max_tokens"
-        )
 
 
 def verify_artifacts(store: Store, damage: Callable[[Path, str], None]) -> None:

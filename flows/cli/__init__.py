@@ -8,7 +8,7 @@ import typer
 
 from catalog import CatalogError, Damage, Store
 from flows.artifact import verify_artifacts
-from flows.cli import build, catalog, label
+from flows.cli import build, catalog, dashboard, label
 from flows.cli.common import run_app
 from flows.errors import FlowError
 
@@ -36,6 +36,7 @@ def _check_artifacts(store: Store) -> list[Damage]:
 build.register(app)
 catalog.register(app, extra_checks=[_check_artifacts])
 label.register(app)
+dashboard.register(app)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.rows.features import Described
+from flows.rows.described import Described, same
 from saelib.rng import uniform
 from saelib.summaries.examples import BUCKETS
 from saelib.summaries.rows import WINDOW
@@ -50,7 +50,7 @@ def examples(
     at = text.token_ids[start + chosen.position]
     columns = found.keys(chosen.feature) | {
         "example_id": np.arange(chosen.feature.size),
-        "dataset_id": pa.array([found.dataset_id]).take(pa.array(np.zeros(chosen.feature.size, dtype=np.int32))),
+        "dataset_id": same(found.dataset_id, chosen.feature.size),
         "sequence_id": chosen.sequence_id,
         "bucket": pa.array(np.array(BUCKETS, dtype=object)[chosen.bucket], pa.string()),
         "bucket_low": chosen.bucket_low.astype(np.float32),

@@ -1,79 +1,19 @@
-"""Rows of the tables of features, from what describe found out. All are sorted by feature."""
-
-from typing import NamedTuple
+"""Rows of `feature`, `feature_stat` and `histogram`, sorted by feature."""
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flows.config import DescribeConfig
-from saelib.effects import LossEffects
-from saelib.geometry import LogitEffects, Nearest, encoder_decoder_cosine
+from flows.rows.described import Described, or_null, rectangle, same
+from saelib.geometry import encoder_decoder_cosine
 from saelib.nonlinearity import JumpReLU
-from saelib.sae import SAE
-from saelib.summaries.examples import Examples
 from saelib.summaries.moments import BINS, Core, bin_centre, bin_edge, quantiles
-from saelib.summaries.sample import Pairs, Sample
-from saelib.summaries.tokens import ROLES, TokenCounts
 
-__all__ = [
-    "Described",
-    "activations",
-    "feature_logits",
-    "feature_stats",
-    "feature_tokens",
-    "features",
-    "histograms",
-    "neighbors",
-]
+__all__ = ["feature_stats", "features", "histograms"]
 
 N_LINEAR_BINS = 50
 N_LOG_BINS = 60
-
-
-class Described(NamedTuple):
-    """Everything that describe found out, before it takes the shape of rows."""
-
-    sae: SAE
-    core: Core
-    tokens: TokenCounts
-    examples: Examples
-    sample: Sample
-    nearest: Nearest
-    logits: LogitEffects
-    coactivation: Pairs
-    correlation: Pairs
-    effects: LossEffects
-    words: np.ndarray
-    """Text of every token id."""
-    dataset_id: str
-    fingerprint: str
-
-    @property
-    def n_features(self) -> int:
-        """Width of the SAE."""
-        return self.sae.n_features
-
-    def keys(self, feature: np.ndarray) -> dict[str, pa.Array | np.ndarray]:
-        """Columns that every table of features starts with."""
-        return {"feature": feature.astype(np.int32), "fingerprint": _same(self.fingerprint, feature.size)}
-
-
-def _same(text: str, n: int) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), pa.array([text])).cast(pa.string())
-
-
-def _list(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """A list column from a rectangle."""
-    n, width = values.shape
-    return pa.ListArray.from_arrays(
-        pa.array(np.arange(0, (n + 1) * width, width, dtype=np.int32)), pa.array(values.ravel(), kind)
-    )
-
-
-def _or_null(values: np.ndarray, there: np.ndarray | None = None) -> pa.Array:
-    """Floats, null where they are not there (or not finite)."""
-    there = np.isfinite(values) if there is None else there & np.isfinite(values)
-    return pa.array(np.where(there, values, 0).astype(np.float32), mask=~there)
 
 
 def _measured(core: Core) -> dict[str, np.ndarray]:
@@ -91,9 +31,9 @@ def _measured(core: Core) -> dict[str, np.ndarray]:
 
 def _deciles(core: Core) -> pa.Array:
     """11 quantiles, null for a feature that never fires."""
-    values = _list(np.maximum.accumulate(quantiles(core, np.linspace(0, 1, 11)), axis=1), pa.float32())
+    values = rectangle(np.maximum.accumulate(quantiles(core, np.linspace(0, 1, 11)), axis=1), pa.float32())
     mask = pa.array(core.n_fires == 0)
-    return pa.compute.if_else(mask, pa.scalar(None, values.type), values)
+    return pc.if_else(mask, pa.scalar(None, values.type), values)
 
 
 def feature_stats(found: Described) -> pa.Table:
@@ -101,8 +41,8 @@ def feature_stats(found: Described) -> pa.Table:
     core, fired = found.core, found.core.n_fires > 0
     columns = found.keys(np.arange(found.n_features)) | _measured(core)
     columns |= {
-        "dataset_id": _same(found.dataset_id, found.n_features),
-        "act_mean": _or_null(core.mean, fired),
+        "dataset_id": same(found.dataset_id, found.n_features),
+        "act_mean": or_null(core.mean, fired),
         "act_max": core.maximum.astype(np.float32),
         "act_quantiles": _deciles(core),
     }
@@ -129,23 +69,23 @@ def features(found: Described, config: DescribeConfig) -> pa.Table:
     safe = np.where(spread, deviation, 1)
     columns = found.keys(np.arange(found.n_features)) | _measured(core)
     columns |= {
-        "dataset_id": _same(found.dataset_id, found.n_features),
+        "dataset_id": same(found.dataset_id, found.n_features),
         "status": _status(core, config),
         "act_max": core.maximum.astype(np.float32),
-        "act_mean": _or_null(core.mean, fired),
-        "act_std": _or_null(deviation, fired),
-        "act_skew": _or_null(core.m3 / n / safe**3, spread),
-        "act_kurtosis": _or_null(core.m4 / n / safe**4 - 3, spread),
+        "act_mean": or_null(core.mean, fired),
+        "act_std": or_null(deviation, fired),
+        "act_skew": or_null(core.m3 / n / safe**3, spread),
+        "act_kurtosis": or_null(core.m4 / n / safe**4 - 3, spread),
         "act_quantiles": _deciles(core),
         "n_distinct_tokens": found.tokens.n_distinct().astype(np.int32),
-        "token_entropy": _or_null(found.tokens.entropy(), fired),
-        "position_mean": _or_null(core.position_sum / n, fired),
-        "first_position_share": _or_null(core.n_first_position / n, fired),
-        "run_length_mean": _or_null(core.n_fires / np.maximum(core.n_runs, 1), fired),
-        "reconstructive": _or_null(core.gain_sum / max(core.total_variance, 1e-300)),
-        "delta_ce_linear": _or_null(found.effects.linear),
+        "token_entropy": or_null(found.tokens.entropy(), fired),
+        "position_mean": or_null(core.position_sum / n, fired),
+        "first_position_share": or_null(core.n_first_position / n, fired),
+        "run_length_mean": or_null(core.n_fires / np.maximum(core.n_runs, 1), fired),
+        "reconstructive": or_null(core.gain_sum / max(core.total_variance, 1e-300)),
+        "delta_ce_linear": or_null(found.effects.linear),
         "delta_ce_linear_tokens": np.full(found.n_features, found.effects.linear_tokens),
-        "delta_ce": _or_null(found.effects.ablated),
+        "delta_ce": or_null(found.effects.ablated),
         "delta_ce_tokens": pa.array(
             np.full(found.n_features, found.effects.ablation_tokens), mask=~np.isfinite(found.effects.ablated)
         ),
@@ -161,7 +101,7 @@ def _top_token(found: Described) -> dict[str, pa.Array]:
     share = np.full(found.n_features, np.nan)
     token[top.feature] = found.words[top.token_id]
     share[top.feature] = top.n_fires / np.maximum(found.core.n_fires[top.feature], 1)
-    return {"top_token": pa.array(token, pa.string()), "top_token_share": _or_null(share)}
+    return {"top_token": pa.array(token, pa.string()), "top_token_share": or_null(share)}
 
 
 def _weights(found: Described) -> dict[str, pa.Array]:
@@ -169,63 +109,23 @@ def _weights(found: Described) -> dict[str, pa.Array]:
     none = np.full(found.n_features, np.nan)
     threshold = sae.nonlinearity.threshold.cpu().numpy() if isinstance(sae.nonlinearity, JumpReLU) else none
     return {
-        "encoder_norm": _or_null(sae.W_enc.norm(dim=0).cpu().numpy()),
-        "decoder_norm": _or_null(sae.W_dec.norm(dim=1).cpu().numpy()),
-        "encoder_decoder_cosine": _or_null(none if cosine is None else cosine),
-        "threshold": _or_null(threshold),
+        "encoder_norm": or_null(sae.W_enc.norm(dim=0).cpu().numpy()),
+        "decoder_norm": or_null(sae.W_dec.norm(dim=1).cpu().numpy()),
+        "encoder_decoder_cosine": or_null(none if cosine is None else cosine),
+        "threshold": or_null(threshold),
     }
 
 
 def _logit_columns(found: Described) -> dict[str, pa.Array]:
     logits = found.logits
     return {
-        "logit_skew": _or_null(logits.skew),
-        "logit_kurtosis": _or_null(logits.kurtosis),
-        "top_tokens": _list(found.words[logits.top], pa.string()),
-        "top_logits": _list(logits.top_logit, pa.float32()),
-        "bottom_tokens": _list(found.words[logits.bottom], pa.string()),
-        "bottom_logits": _list(logits.bottom_logit, pa.float32()),
+        "logit_skew": or_null(logits.skew),
+        "logit_kurtosis": or_null(logits.kurtosis),
+        "top_tokens": rectangle(found.words[logits.top], pa.string()),
+        "top_logits": rectangle(logits.top_logit, pa.float32()),
+        "bottom_tokens": rectangle(found.words[logits.bottom], pa.string()),
+        "bottom_logits": rectangle(logits.bottom_logit, pa.float32()),
     }
-
-
-def feature_logits(found: Described) -> pa.Table:
-    """`feature_logit`: both ends of the direct logit effect."""
-    n, width = found.logits.top.shape
-    feature = np.repeat(np.arange(n), 2 * width)
-    ids = np.concatenate([found.logits.top, found.logits.bottom], axis=1).ravel()
-    columns = found.keys(feature) | {
-        "sign": np.tile(np.repeat(np.array([1, -1], dtype=np.int8), width), n),
-        "rank": np.tile(np.arange(width, dtype=np.int32), 2 * n),
-        "token_id": ids.astype(np.int32),
-        "token": pa.array(found.words[ids], pa.string()),
-        "logit": np.concatenate([found.logits.top_logit, found.logits.bottom_logit], axis=1).ravel().astype(np.float32),
-    }
-    return pa.table(columns)
-
-
-def feature_tokens(found: Described, n: int) -> pa.Table:
-    """`feature_token`: which tokens stand where the feature fires, before, and after, with their lift."""
-    parts = []
-    for role in ROLES:
-        top = found.tokens.top(role, n)
-        total = found.tokens.totals[role]
-        in_role = np.asarray(found.tokens.counts[role].sum(axis=1)).ravel()[top.feature]
-        p_token = top.n_fires / np.maximum(in_role, 1)
-        share = total[top.token_id] / max(1, int(total.sum()))
-        columns = found.keys(top.feature) | {
-            "role": _same(role, top.feature.size),
-            "rank": top.rank.astype(np.int32),
-            "token_id": top.token_id.astype(np.int32),
-            "token": pa.array(found.words[top.token_id], pa.string()),
-            "n_fires": top.n_fires,
-            "n_token": total[top.token_id],
-            "p_token_given_fire": p_token.astype(np.float32),
-            "p_fire_given_token": (top.n_fires / np.maximum(total[top.token_id], 1)).astype(np.float32),
-            "lift": (p_token / np.maximum(share, 1e-12)).astype(np.float32),
-            "act_mean": (top.act_sum / np.maximum(top.n_fires, 1)).astype(np.float32),
-        }
-        parts.append(pa.table(columns))
-    return pa.concat_tables(parts).sort_by([("feature", "ascending"), ("role", "ascending"), ("rank", "ascending")])
 
 
 def histograms(found: Described) -> pa.Table:
@@ -258,8 +158,8 @@ def _histogram(
     found: Described, feature: np.ndarray, kind: str, edges: list[np.ndarray], counts: list[np.ndarray]
 ) -> pa.Table:
     columns = found.keys(feature) | {
-        "dataset_id": _same(found.dataset_id, feature.size),
-        "kind": _same(kind, feature.size),
+        "dataset_id": same(found.dataset_id, feature.size),
+        "kind": same(kind, feature.size),
         "edges": _ragged(edges, pa.float32()),
         "counts": _ragged(counts, pa.int64()),
     }
@@ -271,36 +171,3 @@ def _ragged(parts: list[np.ndarray], kind: pa.DataType) -> pa.Array:
     np.cumsum([part.size for part in parts], out=offsets[1:])
     values = np.concatenate(parts) if parts else np.zeros(0)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(kind.to_pandas_dtype()), kind))
-
-
-def neighbors(found: Described) -> pa.Table:
-    """`neighbor`: by decoder cosine, co-activation and correlation."""
-    kinds = (
-        ("coactivation", found.coactivation.other, found.coactivation.score),
-        ("correlation", found.correlation.other, found.correlation.score),
-        ("decoder_cosine", found.nearest.other, found.nearest.cosine),
-    )
-    parts = []
-    for kind, other, score in kinds:
-        feature, rank = np.nonzero(other >= 0)
-        columns = found.keys(feature) | {
-            "kind": _same(kind, feature.size),
-            "rank": rank.astype(np.int32),
-            "other_feature": other[feature, rank].astype(np.int32),
-            "score": score[feature, rank].astype(np.float32),
-        }
-        parts.append(pa.table(columns))
-    return pa.concat_tables(parts).sort_by([("feature", "ascending"), ("kind", "ascending"), ("rank", "ascending")])
-
-
-def activations(found: Described) -> pa.Table:
-    """`activation`: every firing on the sampled sequences."""
-    f = found.sample.f
-    feature = np.repeat(np.arange(f.shape[1]), np.diff(f.indptr))
-    columns = found.keys(feature) | {
-        "dataset_id": _same(found.dataset_id, feature.size),
-        "sequence_id": found.sample.sequence_id[f.indices],
-        "position": found.sample.position[f.indices].astype(np.int32),
-        "act": f.data.astype(np.float32),
-    }
-    return pa.table(columns)

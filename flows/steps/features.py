@@ -17,6 +17,8 @@ from flows.config import RunConfig
 from flows.place import Place, StepReport, Tick
 from flows.rows import corpus as corpus_rows
 from flows.rows import features as feature_rows
+from flows.rows import related as related_rows
+from flows.rows.described import Described
 from flows.rows.examples import examples as example_rows
 from flows.steps.harvest import each as in_order
 from flows.steps.loading import (
@@ -89,18 +91,7 @@ def describe(  # noqa: PLR0913
             job = _Job(config, (sae, tokens, activations), folder, model, tick)
             each(describe_shard, list(range(len(activations.facts["n_rows"]))), job)
         found = _found(job, place, work.fingerprint)
-        keys = pq.read_table(tokens.file("document.parquet"), columns=["sha256"])["sha256"].to_pylist()
-        document_keys = np.array([int(sha[:16], 16) for sha in keys], dtype=np.uint64)
-        tables = {
-            "feature": feature_rows.features(found, config.describe),
-            "feature_stat": feature_rows.feature_stats(found),
-            "histogram": feature_rows.histograms(found),
-            "feature_token": feature_rows.feature_tokens(found, config.describe.n_tokens_listed),
-            "feature_logit": feature_rows.feature_logits(found),
-            "example": example_rows(found, token_shards(tokens), document_keys, config.describe.held_out_share),
-            "neighbor": feature_rows.neighbors(found),
-            "activation": feature_rows.activations(found),
-        }
+        tables = _tables(found, config, tokens)
         for name, table in tables.items():
             pq.write_table(table, draft.directory / f"{name}.parquet", compression="zstd", row_group_size=65_536)
             draft.rows[name] = table.num_rows
@@ -128,7 +119,7 @@ def describe_shard(index: int, job: _Job) -> None:
     job.tick(n_rows)
 
 
-def _found(job: _Job, place: Place, fingerprint: str) -> feature_rows.Described:
+def _found(job: _Job, place: Place, fingerprint: str) -> Described:
     """Merge pass 1, run pass 2, and look at the weights."""
     config, sae = job.config.describe, job.sae
     lm = language_model(job.config.lm)
@@ -144,7 +135,7 @@ def _found(job: _Job, place: Place, fingerprint: str) -> feature_rows.Described:
     shards = token_shards(job.tokens, held_out=True) or token_shards(job.tokens)
     with place.watch.bar("loss effects", config.effects.tokens, "tokens") as tick:
         effects = loss_effects(lm, sae, shards, max_norm, config.effects, tick)
-    return feature_rows.Described(
+    return Described(
         sae=sae,
         core=summary.core,
         tokens=summary.tokens,
@@ -159,6 +150,23 @@ def _found(job: _Job, place: Place, fingerprint: str) -> feature_rows.Described:
         dataset_id=corpus_rows.dataset_id(job.config, job.tokens),
         fingerprint=fingerprint,
     )
+
+
+def _tables(found: Described, config: RunConfig, tokens: Artifact) -> dict[str, pa.Table]:
+    """All tables of features."""
+    keys = pq.read_table(tokens.file("document.parquet"), columns=["sha256"])["sha256"].to_pylist()
+    document_keys = np.array([int(sha[:16], 16) for sha in keys], dtype=np.uint64)
+    describe = config.describe
+    return {
+        "feature": feature_rows.features(found, describe),
+        "feature_stat": feature_rows.feature_stats(found),
+        "histogram": feature_rows.histograms(found),
+        "feature_token": related_rows.feature_tokens(found, describe.n_tokens_listed),
+        "feature_logit": related_rows.feature_logits(found),
+        "example": example_rows(found, token_shards(tokens), document_keys, describe.held_out_share),
+        "neighbor": related_rows.neighbors(found),
+        "activation": related_rows.activations(found),
+    }
 
 
 def publish_work(config: RunConfig, tokens: Artifact, trained: Sequence[Trained]) -> Work:

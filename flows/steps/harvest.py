@@ -8,8 +8,9 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
-from flows.artifact import Artifact, Draft, Work, check_room, keep_piece, kept_piece, write_piece
+from flows.artifact import Artifact, Draft, Work, keep_piece, kept_piece
 from flows.config import RunConfig
+from flows.disk import check_room, write_piece
 from flows.place import Place, StepReport, Tick
 from flows.rows import corpus as corpus_rows
 from flows.steps.loading import contiguous, language_model, load_tokens, shard_name, token_shards, use_threads

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from catalog import Store
-from flows.artifact import Artifact, Work, check_room, find, finished, making, verify_artifacts, write_piece
+from flows.artifact import Artifact, Work, find, finished, making, verify_artifacts
+from flows.disk import check_room, write_piece
 from flows.errors import ArtifactError, DiskError
 
 
