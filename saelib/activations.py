@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from saelib.base import Frozen, Site
+from saelib.batches import Batch, batches_of, pad_id
 from saelib.errors import ActivationError, CheckpointError, ConfigError
 from saelib.lm import LanguageModel, read_sites
 from saelib.rng import mix, random_order
@@ -66,36 +67,6 @@ class ActivationShard(NamedTuple):
 def rows_bytes(n_rows: int, widths: Sequence[int], dtype: torch.dtype) -> int:
     """Bytes that `n_rows` of harvested activations take on disk: the rows, and 20 bytes of alignment each."""
     return n_rows * (sum(widths) * dtype.itemsize + 20)
-
-
-class Batch(NamedTuple):
-    """Sequences of one shard, padded at the right."""
-
-    sequences: np.ndarray
-    input_ids: Int[Tensor, "batch position"]
-    attention_mask: Int[Tensor, "batch position"]
-
-
-def batches_of(shard: TokenShard, batch_sequences: int, pad_id: int) -> list[Batch]:
-    """Longest first, so that padding is small; a batch never crosses a shard."""
-    order = np.argsort(-shard.lengths, kind="stable")
-    made = []
-    for start in range(0, order.size, batch_sequences):
-        chosen = order[start : start + batch_sequences]
-        width = int(shard.lengths[chosen[0]])
-        ids = np.full((chosen.size, width), pad_id, dtype=np.int64)
-        mask = np.zeros((chosen.size, width), dtype=np.int64)
-        for row, sequence in enumerate(chosen):
-            first, last = shard.sequence_starts[sequence], shard.sequence_starts[sequence + 1]
-            ids[row, : last - first] = shard.token_ids[first:last]
-            mask[row, : last - first] = 1
-        made.append(Batch(chosen, torch.from_numpy(ids), torch.from_numpy(mask)))
-    return made
-
-
-def pad_id(lm: LanguageModel) -> int:
-    """Any id does, since padding is masked; a tokenizer may have none of its own."""
-    return int(lm.tokenizer.pad_token_id or 0)
 
 
 def sink_norms(lm: LanguageModel, shards: Sequence[TokenShard], config: HarvestConfig) -> list[float | None]:
@@ -200,7 +171,7 @@ class _Column:
             self.dtype, self.shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
             self.start = 8 + size + entry["data_offsets"][0]
             end = 8 + size + entry["data_offsets"][1]
-        except (OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             raise CheckpointError(
                 f"{path} is no readable activation shard ({error}); delete its artifact and harvest again"
             ) from error

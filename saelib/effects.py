@@ -14,8 +14,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from saelib.activations import Batch
 from saelib.base import Frozen, Site
+from saelib.batches import Batch
 from saelib.evaluation import chosen_batches, kept_positions, next_token_loss
 from saelib.lm import LanguageModel, patch_sites
 from saelib.rng import mix

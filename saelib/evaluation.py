@@ -13,14 +13,23 @@ from jaxtyping import Bool, Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from saelib.activations import Batch, batches_of, pad_id
 from saelib.base import Frozen, Site
+from saelib.batches import Batch, batches_of, pad_id
 from saelib.lm import LanguageModel, patch_sites, read_sites
 from saelib.metrics import Interval, loss_recovered, mean_interval, ratio_interval
 from saelib.sae import SAE
 from saelib.text import TokenShard
 
-__all__ = ["Evaluation", "EvaluationConfig", "chosen_batches", "evaluate", "kept_positions", "next_token_loss"]
+__all__ = [
+    "Evaluation",
+    "EvaluationConfig",
+    "batch_sequences",
+    "chosen_batches",
+    "evaluate",
+    "kept_positions",
+    "next_token_loss",
+    "unmasked",
+]
 
 
 class EvaluationConfig(Frozen):
@@ -109,9 +118,9 @@ def evaluate(
                 int(shard.document_id[sequence]),
                 error=error[mine].sum().item(),
                 total=total[mine].sum().item(),
-                tokens=int(mine.sum()),
-                fires=int(counts[mine].sum()),
-                predictions=int(batch.attention_mask[index, 1:].sum()),
+                tokens=float(mine.sum()),
+                fires=float(counts[mine].sum()),
+                predictions=float(batch.attention_mask[index, 1:].sum()),
                 kl=kl[index].double().sum().item(),
                 **{run: losses[run][index].double().sum().item() for run in _RUNS},
             )

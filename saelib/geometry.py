@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from saelib.lm import LanguageModel
 from saelib.sae import SAE
 
-__all__ = ["LogitEffects", "Nearest", "decoder_neighbors", "encoder_decoder_cosine", "logit_effects"]
+__all__ = ["N_LOGIT_BINS", "LogitEffects", "Nearest", "decoder_neighbors", "encoder_decoder_cosine", "logit_effects"]
 
 _BLOCK = 1024
 N_LOGIT_BINS = 50

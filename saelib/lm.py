@@ -33,6 +33,7 @@ __all__ = [
     "patch_sites",
     "read_sites",
     "site_width",
+    "token_texts",
 ]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -1,5 +1,6 @@
 """What an SAE is measured by, each defined once. Sums are float64 and can be added up over any pieces of a corpus."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +44,11 @@ def l0(f: Float[Tensor, "n_tokens n_features"]) -> float:
 
 
 def loss_recovered(clean: float, spliced: float, ablated: float) -> float:
-    """(CE_ablated − CE_spliced) / (CE_ablated − CE_clean): 1 is as good as the model itself, 0 as the ablation."""
-    return (ablated - spliced) / (ablated - clean)
+    """(CE_ablated − CE_spliced) / (CE_ablated − CE_clean): 1 is as good as the model itself, 0 as the ablation.
+
+    NaN where the ablation costs nothing, so that there is nothing to recover.
+    """
+    return (ablated - spliced) / (ablated - clean) if ablated != clean else math.nan
 
 
 def ratio_interval(
@@ -56,9 +60,12 @@ def ratio_interval(
     """Σ numerator / Σ denominator with the 95 % bootstrap interval over documents (1,000 resamples)."""
     generator = np.random.Generator(np.random.Philox(seed))
     weights = generator.multinomial(numerator.size, np.full(numerator.size, 1 / numerator.size), size=1000)
-    ratios = (weights @ numerator) / np.maximum(weights @ denominator, 1e-300)
-    lower, upper = np.quantile(ratios, [0.025, 0.975])
-    return Interval(float(numerator.sum() / denominator.sum()), float(lower), float(upper), n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.float64(numerator.sum()) / denominator.sum()
+        ratios = (weights @ numerator) / (weights @ denominator)
+    ratios = ratios[np.isfinite(ratios)]  # a resample of documents without any token says nothing
+    lower, upper = np.quantile(ratios, [0.025, 0.975]) if ratios.size else (np.nan, np.nan)
+    return Interval(float(value), float(lower), float(upper), n)
 
 
 def mean_interval(sums: Float64[np.ndarray, " n_documents"], counts: Float64[np.ndarray, " n_documents"]) -> Interval:

@@ -13,7 +13,7 @@ from saelib.base import Frozen
 from saelib.sparse import firings_at
 from saelib.trainee import Pass, decode_firings, encode_firings
 
-__all__ = ["AuxK", "L1", "Objective", "Reconstruction", "Term"]
+__all__ = ["L1", "AuxK", "Objective", "Reconstruction", "Term"]
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from saelib.base import Ends
@@ -109,7 +109,7 @@ class SAE(nn.Module):
         record: dict[str, Any] = {"format": "sae-almanac-sae", "version": 1, "architecture": self.architecture}
         record["ends"] = self.ends.model_dump()
         record["nonlinearity"], extra = _nonlinearity_record(self.nonlinearity)
-        save_file(tensors | extra, folder / "sae.safetensors")
+        (folder / "sae.safetensors").write_bytes(save(tensors | extra))  # save_file hides a full disk in its own error
         (folder / "sae.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         return [folder / "sae.safetensors", folder / "sae.json"]
 

@@ -8,7 +8,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Firings", "decode_rows", "dot_pairs", "firings_where", "sum_by_feature"]
+__all__ = [
+    "ByFeature",
+    "Firings",
+    "decode_rows",
+    "dot_pairs",
+    "firings_at",
+    "firings_where",
+    "nonzero",
+    "sum_by_feature",
+]
 
 # torch says so once a process; the few products that are used here are checked against dense ones in the tests
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")

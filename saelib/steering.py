@@ -80,7 +80,7 @@ def steering_hook(lm: LanguageModel, sae: SAE, edits: Sequence[Edit]) -> Iterato
     """
     for edit in edits:
         _check_feature(sae, edit.feature)
-    features = torch.tensor([edit.feature for edit in edits], device=lm.device)
+    features = torch.tensor([edit.feature for edit in edits], dtype=torch.int64, device=lm.device)
     given: dict[str, Tensor] = {}
     special = torch.tensor(lm.special_ids, device=lm.device)
 
@@ -89,7 +89,9 @@ def steering_hook(lm: LanguageModel, sae: SAE, edits: Sequence[Edit]) -> Iterato
 
     def patch(x: Float[Tensor, "batch position d"]) -> Float[Tensor, "batch position d"]:
         f = sae.fire(x.flatten(0, 1).float()).columns(features).view(*x.shape[:2], len(edits))
-        changes = torch.stack([edit.change(f[..., index]) for index, edit in enumerate(edits)], dim=-1)
+        changes = torch.zeros_like(f)
+        for index, edit in enumerate(edits):
+            changes[..., index] = edit.change(f[..., index])
         changes *= ~torch.isin(given["ids"], special).unsqueeze(-1)
         return x + (changes @ sae.W_dec[features]).to(x.dtype)
 

@@ -21,6 +21,7 @@ from saelib.sources import Source, read_texts, source_bytes
 __all__ = [
     "CorpusConfig",
     "Document",
+    "DocumentRecord",
     "Source",
     "TokenShard",
     "Tokenized",
@@ -147,7 +148,7 @@ class _Collected:
             return 0
         document_id = len(self.documents)
         self.documents.append(DocumentRecord(document_id, document.uri, document.sha256, ids.size, document.held_out))
-        self.keys.append(int(document.sha256[:16], 16))
+        self.keys.append(int.from_bytes(bytes.fromhex(document.sha256[:16]), "little"))
         for start in range(0, ids.size, self.room):
             self.tokens.append(np.concatenate([self.prefix, ids[start : start + self.room]]))
             self.document_id.append(document_id)
@@ -194,8 +195,19 @@ def tokenize(lm: LanguageModel, config: CorpusConfig, tick: Callable[[int], None
     return _sharded(collected)
 
 
+def _hold_one_out(collected: _Collected) -> None:
+    """Few documents may all fall on one side of the draw: then the one nearest to the limit is held out."""
+    config, documents = collected.config, collected.documents
+    if config.held_out or config.held_out_share == 0 or len(documents) < 2:
+        return
+    if not any(document.held_out for document in documents):
+        nearest = int(uniform(config.seed, np.array(collected.keys, dtype=np.uint64)).argmin())
+        documents[nearest] = documents[nearest]._replace(held_out=True)
+
+
 def _sharded(collected: _Collected) -> Tokenized:
     documents, config = collected.documents, collected.config
+    _hold_one_out(collected)
     held_out_document = np.array([document.held_out for document in documents])
     of_sequence, keys = np.array(collected.document_id), np.array(collected.keys, dtype=np.uint64)
     shards: list[TokenShard] = []

@@ -24,7 +24,7 @@ from saelib.sae import SAE
 from saelib.sparse import Firings
 from saelib.trainee import Pass, Trainee, decode_firings, encode_firings
 
-__all__ = ["Batches", "Progress", "Training", "TrainingConfig", "TrainingPlan"]
+__all__ = ["THRESHOLD_MARGIN", "Batches", "Progress", "Training", "TrainingConfig", "TrainingPlan"]
 
 
 THRESHOLD_MARGIN = 0.04

@@ -15,6 +15,7 @@ from flows.place import Place, StepReport, Tick
 from flows.rows import corpus as corpus_rows
 from flows.steps.loading import contiguous, language_model, load_tokens, shard_name, token_shards, use_threads
 from saelib.activations import MASKS, Harvester, rows_bytes, sink_norms
+from saelib.errors import ConfigError
 from saelib.lm import model_fingerprint, site_width
 from saelib.text import corpus_fingerprint
 from saelib.text import tokenize as tokenize_corpus
@@ -47,6 +48,11 @@ def tokenize(config: RunConfig, place: Place) -> Artifact:
         lm = language_model(config.lm)
         with place.watch.bar("tokenize", config.corpus.max_tokens or 0, "tokens") as tick:
             tokenized = tokenize_corpus(lm, config.corpus, tick)
+        if not any(tokenized.held_out):
+            raise ConfigError(
+                f"no document is held out of {len(tokenized.documents)}, so nothing could be evaluated; "
+                "raise corpus.held_out_share or name corpus.held_out"
+            )
         for index, shard in enumerate(tokenized.shards):
             write_piece(draft.directory / shard_name(index), save(contiguous(shard)))
         report.n_tokens = sum(shard.token_ids.size for shard in tokenized.shards)

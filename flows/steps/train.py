@@ -13,7 +13,7 @@ from flows.place import Place, StepReport
 from flows.steps.loading import language_model, load_activations, load_sae, shard_name, token_shards, use_threads
 from saelib.activations import ShuffledRows
 from saelib.base import Ends
-from saelib.errors import ActivationError, ConfigError
+from saelib.errors import ActivationError
 from saelib.evaluation import evaluate as evaluate_sae
 from saelib.metrics import Interval
 from saelib.sae import SAE
@@ -127,11 +127,6 @@ def evaluate(config: RunConfig, sae: Artifact, tokens: Artifact, activations: Ar
     def fill(draft: Draft, report: StepReport) -> None:
         use_threads(config.resolved_threads())
         shards = token_shards(tokens, held_out=True)
-        if not shards:
-            raise ConfigError(
-                "no document is held out, so nothing can be evaluated; "
-                "raise corpus.held_out_share or name corpus.held_out"
-            )
         lm = language_model(config.lm)
         model = load_sae(sae, config.lm.resolved_device())
         site = sae.facts["site"]

@@ -10,16 +10,16 @@ import numpy as np
 from saelib.summaries.moments import BINS, BINS_PER_OCTAVE, bin_of
 from saelib.summaries.rows import WINDOW, ShardFirings
 
-__all__ = ["Candidates"]
+__all__ = ["N_PER_RANGE", "N_TOP", "OFFSETS", "RANGE_BINS", "Candidates", "lowest_hashes", "rank_in_group"]
 
 N_TOP = 32
 """Strongest firings kept of each feature, one a sequence and one a context: more than are shown, since some repeat."""
 
-RANGE_BINS = BINS_PER_OCTAVE // 2
-"""Histogram bins in one range of strength: half an octave."""
+RANGE_BINS = BINS_PER_OCTAVE // 6
+"""Histogram bins in one range of strength: a sixth of an octave, less than most quantile buckets span."""
 
 N_PER_RANGE = 8
-"""Firings kept of each range, those with the smallest hash."""
+"""Firings kept of each range, those with the smallest hash: five to show, and what other buckets show already."""
 
 OFFSETS = np.arange(-WINDOW, WINDOW + 1)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from saelib.summaries.rows import ShardFirings
 
-__all__ = ["BINS", "Core", "bin_centre", "bin_of", "quantiles"]
+__all__ = ["BINS", "BINS_PER_OCTAVE", "Core", "bin_centre", "bin_edge", "bin_of", "quantiles"]
 
 BINS_PER_OCTAVE = 18
 _LOW_OCTAVE, _HIGH_OCTAVE = -20, 20

@@ -13,7 +13,7 @@ from saelib.sae import SAE
 from saelib.sparse import dot_pairs
 from saelib.text import TokenShard
 
-__all__ = ["WINDOW", "Rows", "ShardFirings", "shard_firings"]
+__all__ = ["WINDOW", "Rows", "ShardFirings", "shard_firings", "tensors_of"]
 
 WINDOW = 12
 """Tokens shown on either side of an example's token."""

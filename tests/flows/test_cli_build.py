@@ -20,7 +20,7 @@ threads = 1
 [corpus]
 name = "few-modules"
 sources = [{{ path = "{corpus}" }}]
-held_out_share = 0.25
+held_out_share = 0.4
 max_tokens = 12_000
 shard_tokens = 6_000
 context_tokens = 64
@@ -107,13 +107,15 @@ BAD = {
     "pickled model": ("[lm]\nmodel = '{pickled}'", "only as a pickle"),
     "no tokenizer": ("[lm]\nmodel = '{untokenized}'", "holds no tokenizer"),
     "no such site": (
-        "[corpus]\nsources = [{{ path = '{text}' }}]\n[harvest]\nsites = ['model.layer.1']",
+        "[corpus]\nsources = [{{ path = '{text}' }}]\nheld_out = [{{ path = '{text}' }}]\n"
+        "[harvest]\nsites = ['model.layer.1']",
         "'model.layers.1'",
     ),
     "too few tokens": (
-        "[corpus]\nsources = [{{ path = '{text}' }}]\nheld_out_share = 0",
+        "[corpus]\nsources = [{{ path = '{text}' }}]\nheld_out = [{{ path = '{text}' }}]",
         "fewer than one batch of 4096",
     ),
+    "nothing held out": ("[corpus]\nsources = [{{ path = '{text}' }}]\nheld_out_share = 0", "no document is held out"),
     "too many features kept": ("[[recipes]]\narchitecture = 'topk'\nn_features = 8\nk = 8", "0 < k < n_features"),
     "unknown key": ("[lm]\nmodle = 'x'", "did you mean 'model'"),
 }
