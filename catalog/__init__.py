@@ -32,6 +32,9 @@ from catalog.store import Store
 from catalog.verify import Damage, verify
 
 __all__ = [
+    "QUERIES",
+    "SCHEMA_VERSION",
+    "TABLES",
     "CatalogError",
     "Column",
     "Damage",
@@ -45,16 +48,13 @@ __all__ = [
     "NotFound",
     "Publication",
     "Published",
-    "QUERIES",
     "QueryError",
     "QueryTimeout",
     "Reader",
-    "SCHEMA_VERSION",
     "SQLiteLabels",
     "SchemaError",
     "Store",
     "StoreError",
-    "TABLES",
     "Table",
     "Version",
     "append",

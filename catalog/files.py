@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_parquet", "replacing", "sha256_of", "sync_folder", "sync_file", "write_json"]
+__all__ = ["read_parquet", "replacing", "sha256_of", "sync_file", "sync_folder", "write_json"]
 
 
 def read_parquet(paths: Iterable[Path]) -> str:

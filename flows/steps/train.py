@@ -134,9 +134,14 @@ def evaluate(config: RunConfig, sae: Artifact, tokens: Artifact, activations: Ar
             made = evaluate_sae(lm, model, shards, activations.facts["sink_norms"][site], config.evaluation, tick)
         report.n_tokens = made.n_tokens
         metrics = made.metrics | {"dead_share": _dead_share(model, activations, site)}
-        draft.facts |= {"metrics": {name: list(metric) for name, metric in metrics.items()}}
+        draft.facts |= {"metrics": {name: [_or_none(value) for value in metric] for name, metric in metrics.items()}}
 
     return place.make("evaluate", work, fill)
+
+
+def _or_none(value: float) -> float | None:
+    """A number that has no value (a share of nothing) is null, in the manifest and in the table."""
+    return value if np.isfinite(value) else None
 
 
 def _dead_share(sae: SAE, activations: Artifact, site: int) -> Interval:

@@ -1,0 +1,176 @@
+"""Training recovers what was planted, keeps its laws at every step, and resumes exactly."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import Planted
+from safetensors.torch import load_file, save_file
+from tiny import ENDS
+
+from saelib.architectures import ARCHITECTURES, Recipe, recipe
+from saelib.errors import CheckpointError, ConfigError
+from saelib.training import Training, TrainingConfig, TrainingPlan
+
+STEPS = 400
+SETTINGS = {"standard": {"l1_weight": 5.0}}
+BAR = {"standard": 0.8}
+every_architecture = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+
+
+def made(name: str, n_features: int) -> Recipe:
+    return recipe(name, n_features=n_features, **SETTINGS.get(name, {"k": 6}))
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return Planted()
+
+
+@pytest.fixture(scope="module")
+def small() -> Planted:
+    data = Planted(n_features=24, d=8, l0=2.0, n_tokens=1024)
+    data.batch_tokens = 64
+    return data
+
+
+@every_architecture
+def test_training_recovers_planted_features(name: str, planted: Planted) -> None:
+    config = TrainingConfig(n_tokens=STEPS * 512, batch_tokens=512, learning_rate=6e-3)
+    training = Training(made(name, 640), config, planted)
+    last = list(training.run())[-1]
+    best = planted.best_cosine_per_direction(training.published(ENDS), n_epochs=STEPS / 128)
+    assert best.numel() > 300
+    assert best.mean() >= BAR.get(name, 0.9)
+    assert last.step == STEPS - 1 and last.n_tokens == STEPS * 512
+
+
+def small_training(name: str, data: Planted, n_steps: int = 40) -> Training:
+    config = TrainingConfig(n_tokens=n_steps * 64, batch_tokens=64, learning_rate=1e-2)
+    return Training(made(name, 32), config, data)
+
+
+@every_architecture
+def test_decoder_rows_are_unit_after_every_step(name: str, small: Planted) -> None:
+    training = small_training(name, small)
+    for _ in training.run():
+        norms = training.trainee.W_dec.detach().norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-6, rtol=0)
+
+
+@every_architecture
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(stop=st.integers(0, 39))
+def test_a_resumed_run_is_the_same_run_bit_for_bit(
+    name: str, small: Planted, tmp_path_factory: pytest.TempPathFactory, stop: int
+) -> None:
+    whole = small_training(name, small)
+    told = list(whole.run())
+    first = small_training(name, small)
+    for _ in range(stop):
+        first.advance()
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.safetensors"
+    path.write_bytes(first.save())
+    second = small_training(name, small)
+    second.restore(path)
+    assert list(second.run()) == told[stop:]
+    for key, tensor in whole.trainee.state_dict().items():
+        assert torch.equal(tensor, second.trainee.state_dict()[key]), key
+    assert (whole.threshold, whole.floor) == (second.threshold, second.floor)
+    assert torch.equal(whole.tokens_since_fired, second.tokens_since_fired)
+
+
+def checkpoint(folder: Path, data: Planted) -> Path:
+    training = small_training("topk", data)
+    training.advance()
+    path = folder / "checkpoint.safetensors"
+    path.write_bytes(training.save())
+    return path
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path, small: Planted) -> None:
+    path = checkpoint(tmp_path, small)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*checkpoint\.safetensors.*delete it"):
+        small_training("topk", small).restore(path)
+
+
+@pytest.mark.parametrize("name", ["weight.W_dec", "adam.b_enc.exp_avg", "adam.W_dec.step", "tokens_since_fired"])
+def test_a_checkpoint_without_a_tensor_is_refused_by_name(name: str, tmp_path: Path, small: Planted) -> None:
+    path = checkpoint(tmp_path, small)
+    tensors = load_file(path)
+    del tensors[name]
+    state = {"step": 1, "floor": 0.0, "threshold": 0.0, "scale": 1.0, "variance": 1.0}
+    save_file(tensors, path, metadata={"state": json.dumps(state)})
+    with pytest.raises(CheckpointError, match=name):
+        small_training("topk", small).restore(path)
+
+
+def test_a_checkpoint_of_another_width_is_refused_and_changes_nothing(tmp_path: Path, small: Planted) -> None:
+    path = checkpoint(tmp_path, small)
+    training = Training(made("topk", 40), TrainingConfig(n_tokens=640, batch_tokens=64), small)
+    before = training.trainee.W_dec.detach().clone()
+    with pytest.raises(CheckpointError, match=r"\(32,.*\(40,.* is wanted"):
+        training.restore(path)
+    assert torch.equal(training.trainee.W_dec, before) and training.step == 0
+
+
+def test_scale_makes_the_mean_square_norm_the_width(small: Planted) -> None:
+    training = small_training("topk", small)
+    scaled = small.sample() * training.scale
+    assert scaled.square().sum(dim=1).mean().item() == pytest.approx(8, rel=1e-5)
+    away = scaled - scaled.mean(dim=0)
+    assert training.variance == pytest.approx(away.square().sum(dim=1).mean().item(), rel=1e-5)
+
+
+def test_learning_rate_warms_up_stays_and_decays() -> None:
+    plan = TrainingPlan.resolve(TrainingConfig(n_tokens=10_000, batch_tokens=10, learning_rate=1.0), 64)
+    rates = [plan.rate(step) for step in range(plan.n_steps)]
+    assert rates[0] == pytest.approx(1 / 51) and rates[50:800] == [1.0] * 750
+    assert all(later < earlier for earlier, later in zip(rates[800:], rates[801:], strict=False))
+    assert 0 < rates[-1] < 0.01
+
+
+def test_dead_window_is_never_longer_than_a_tenth_of_the_run() -> None:
+    plan = TrainingPlan.resolve(TrainingConfig(n_tokens=1_000_000), 64)
+    assert plan.dead_after_tokens == 100_000
+    assert TrainingPlan.resolve(TrainingConfig(n_tokens=10**9), 64).dead_after_tokens == 10_000_000
+
+
+def test_fewer_tokens_than_a_batch_are_refused_with_both_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"100 tokens in batches of 4096 .*raise n_tokens or lower batch_tokens"):
+        TrainingPlan.resolve(TrainingConfig(n_tokens=100, batch_tokens=4096), 64)
+
+
+def test_activations_without_a_finite_norm_are_refused(small: Planted) -> None:
+    silent = Planted(n_features=24, d=8, l0=2.0, n_tokens=128)
+    for value in (0.0, float("nan")):
+        silent.x = torch.full_like(silent.x, value)
+        with pytest.raises(ConfigError, match="mean square norm"):
+            small_training("topk", silent)
+
+
+def test_an_unknown_architecture_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown architecture 'batch_topk'.*Did you mean 'batchtopk'"):
+        recipe("batch_topk", n_features=64)
+
+
+def test_an_unknown_setting_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting of standard 'l1_wieght'.*Did you mean 'l1_weight'"):
+        recipe("standard", n_features=64, l1_wieght=1.0)
+
+
+def test_a_recipe_without_a_width_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs n_features"):
+        recipe("topk", k=3)
+
+
+@every_architecture
+def test_every_recipe_has_a_source_and_an_objective_of_named_terms(name: str) -> None:
+    source = ARCHITECTURES[name].__doc__ or ""
+    assert "et al." in source
+    names = [term.name for term in made(name, 64).objective]
+    assert len(set(names)) == len(names) and names[0] == "reconstruction"
