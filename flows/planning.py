@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from catalog import Store, connect
+from catalog.guard import answering
 from flows.artifact import Artifact, Work, find
 from flows.config import RunConfig
 from flows.steps.features import describe_work, publish_work
@@ -66,7 +67,8 @@ def plan_run(config: RunConfig, store: Store | None) -> list[Planned]:
 def _rates(store: Store) -> dict[str, float]:
     """Tokens a second of each step when it last ran here."""
     sql = "select step, arg_max(tokens_per_second, ended_at) from run where tokens_per_second > 0 group by step"
-    rows: list[tuple[Any, ...]] = connect(store).execute(sql).fetchall()
+    with answering(sql):
+        rows: list[tuple[Any, ...]] = connect(store).execute(sql).fetchall()
     return {step: float(rate) for step, rate in rows}
 
 

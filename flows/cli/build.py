@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from catalog import Store, connect
+from catalog.guard import answering
 from flows.cli.common import DEFAULT_STORE, StoreOption, out, text
 from flows.cli.progress import TerminalWatch
 
@@ -85,7 +86,8 @@ def _prefect_environment(store: Store) -> None:
 
 
 def _rows(connection: Any, sql: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = connection.execute(sql, parameters).fetchall()
+    with answering(sql):
+        rows: list[tuple[Any, ...]] = connection.execute(sql, parameters).fetchall()
     return rows
 
 

@@ -16,6 +16,7 @@ from catalog import Store
 __all__ = ["StoreOption", "UserOption", "open_store", "out", "run_app", "safe", "text", "user_name"]
 
 PIPE_WIDTH = 160
+STOPPED = 130  # exit code after Ctrl-C
 DEFAULT_STORE = Path("almanac")
 
 StoreOption = Annotated[
@@ -68,6 +69,8 @@ def run_app(app: typer.Typer, errors: tuple[type[Exception], ...]) -> None:
         message = "\n".join(safe(line) for line in str(error).split("\n"))
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(message, style="red"))
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != STOPPED:  # typer makes a silent exit of Ctrl-C
+            raise
         Console(stderr=True).print(Text("stopped; what was finished stays, the next run goes on from there"))
-        sys.exit(130)
+        sys.exit(STOPPED)
