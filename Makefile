@@ -1,6 +1,6 @@
 # make demo   build the demo catalog from nothing        make test   run all tests
 # make check  linters, types, import contracts           make slow   the long tests and checks
-.PHONY: demo dashboard test check slow screenshots bench clean help
+.PHONY: demo dashboard test check slow screenshots bench-dashboard clean help
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -46,6 +46,9 @@ check: $(VENV)/.installed-dev
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python scripts/make_screenshots.py --store $(STORE)
+
+bench-dashboard: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/dashboard.py --store $(STORE)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
