@@ -176,7 +176,13 @@ def _read(table: Table, path: Path) -> Iterator[pa.Table]:
 
 
 def _filled(table: Table, rows: pa.Table, fill: Mapping[str, str | int]) -> pa.Table:
-    """Constant columns that the caller need not write; a null in one of them means the constant too."""
+    """Constant columns that the caller need not write; a null in one of them means the constant too.
+
+    Dictionary columns become plain ones here, where a chunk is small: Arrow does not sort by them.
+    """
+    for at, field in enumerate(rows.schema):
+        if pa.types.is_dictionary(field.type):
+            rows = rows.set_column(at, field.name, rows.column(at).cast(field.type.value_type))
     for name, value in fill.items():
         if name not in table.names:
             continue

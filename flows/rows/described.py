@@ -45,7 +45,8 @@ class Described(NamedTuple):
 
 
 def same(text: str, n: int) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), pa.array([text])).cast(pa.string())
+    """One text in every row, kept once: a fingerprint written out for millions of firings would be half a gigabyte."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int8)), pa.array([text]))
 
 
 def rectangle(values: np.ndarray, kind: pa.DataType) -> pa.Array:

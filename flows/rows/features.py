@@ -159,7 +159,7 @@ def _histogram(
 ) -> pa.Table:
     columns = found.keys(feature) | {
         "dataset_id": same(found.dataset_id, feature.size),
-        "kind": same(kind, feature.size),
+        "kind": pa.repeat(kind, feature.size),
         "edges": _ragged(edges, pa.float32()),
         "counts": _ragged(counts, pa.int64()),
     }

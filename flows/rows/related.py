@@ -34,7 +34,7 @@ def feature_tokens(found: Described, n: int) -> pa.Table:
         p_token = top.n_fires / np.maximum(in_role, 1)
         share = total[top.token_id] / max(1, int(total.sum()))
         columns = found.keys(top.feature) | {
-            "role": same(role, top.feature.size),
+            "role": pa.repeat(role, top.feature.size),
             "rank": top.rank.astype(np.int32),
             "token_id": top.token_id.astype(np.int32),
             "token": pa.array(found.words[top.token_id], pa.string()),
@@ -60,7 +60,7 @@ def neighbors(found: Described) -> pa.Table:
     for kind, other, score in kinds:
         feature, rank = np.nonzero(other >= 0)
         columns = found.keys(feature) | {
-            "kind": same(kind, feature.size),
+            "kind": pa.repeat(kind, feature.size),
             "rank": rank.astype(np.int32),
             "other_feature": other[feature, rank].astype(np.int32),
             "score": score[feature, rank].astype(np.float32),
