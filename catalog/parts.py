@@ -180,9 +180,9 @@ def _filled(table: Table, rows: pa.Table, fill: Mapping[str, str | int]) -> pa.T
 
     Dictionary columns become plain ones here, where a chunk is small: Arrow does not sort by them.
     """
-    for at, field in enumerate(rows.schema):
-        if pa.types.is_dictionary(field.type):
-            rows = rows.set_column(at, field.name, rows.column(at).cast(field.type.value_type))
+    for at, each in enumerate(rows.schema):
+        if pa.types.is_dictionary(each.type):
+            rows = rows.set_column(at, each.name, rows.column(at).cast(each.type.value_type))
     for name, value in fill.items():
         if name not in table.names:
             continue
