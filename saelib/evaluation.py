@@ -17,6 +17,7 @@ from saelib.base import Frozen, Site
 from saelib.batches import Batch, batches_of, pad_id
 from saelib.lm import LanguageModel, patch_sites, read_sites
 from saelib.metrics import Interval, loss_recovered, mean_interval, ratio_interval
+from saelib.rng import mix
 from saelib.sae import SAE
 from saelib.text import TokenShard
 
@@ -129,27 +130,20 @@ def evaluate(
 
 
 def chosen_batches(lm: LanguageModel, shards: Sequence[TokenShard], max_tokens: int) -> list[tuple[TokenShard, Batch]]:
-    """Batches of the first sequences, whole ones, until `max_tokens` are reached."""
-    chosen, left = [], max_tokens
+    """Batches of whole sequences, those with the smallest hash, until `max_tokens` are reached: the first ones would be
+    a few long documents."""
+    lengths = np.concatenate([shard.lengths for shard in shards])
+    order = np.argsort(mix(0, np.concatenate([shard.sequence_id for shard in shards])), kind="stable")
+    within = np.zeros(lengths.size, dtype=bool)
+    within[order] = np.cumsum(lengths[order]) - lengths[order] < max_tokens
+    chosen, start = [], 0
     for shard in shards:
-        if left <= 0:
-            break
-        n = int(np.searchsorted(shard.sequence_starts, left, side="left"))
-        part = shard if n >= shard.n_sequences else _first(shard, max(1, n))
-        left -= int(part.sequence_starts[-1])
-        size = batch_sequences(lm, int(part.lengths.max()))
-        chosen += [(part, batch) for batch in batches_of(part, size, pad_id(lm))]
+        part = shard.take(np.flatnonzero(within[start : start + shard.n_sequences]))
+        start += shard.n_sequences
+        if part.n_sequences:
+            size = batch_sequences(lm, int(part.lengths.max()))
+            chosen += [(part, batch) for batch in batches_of(part, size, pad_id(lm))]
     return chosen
-
-
-def _first(shard: TokenShard, n: int) -> TokenShard:
-    return TokenShard(
-        shard.token_ids[: shard.sequence_starts[n]],
-        shard.sequence_starts[: n + 1],
-        shard.sequence_id[:n],
-        shard.document_id[:n],
-        shard.start_token[:n],
-    )
 
 
 def kept_positions(lm: LanguageModel, batch: Batch, x: Tensor, max_norm: float | None) -> Tensor:

@@ -85,6 +85,14 @@ class TokenShard(NamedTuple):
         """Tokens of each sequence, BOS included."""
         return np.diff(self.sequence_starts)
 
+    def take(self, sequences: np.ndarray) -> "TokenShard":
+        """Some of the sequences, by their index in the shard."""
+        pieces = [self.token_ids[self.sequence_starts[s] : self.sequence_starts[s + 1]] for s in sequences]
+        starts = np.concatenate([[0], np.cumsum(self.lengths[sequences])]).astype(np.int64)
+        tokens = np.concatenate(pieces) if pieces else self.token_ids[:0]
+        aligned = (self.sequence_id[sequences], self.document_id[sequences], self.start_token[sequences])
+        return TokenShard(tokens, starts, *aligned)
+
 
 class Tokenized(NamedTuple):
     """A whole corpus in tokens: shards to learn from, then held-out shards."""

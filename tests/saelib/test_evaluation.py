@@ -12,6 +12,7 @@ from saelib.errors import ShapeError
 from saelib.evaluation import Evaluation, EvaluationConfig, chosen_batches, evaluate, next_token_loss
 from saelib.lm import LanguageModel, patch_sites, read_sites
 from saelib.metrics import fvu, l0, loss_recovered, mean_interval, ratio_interval
+from saelib.rng import mix
 from saelib.sae import SAE
 from saelib.text import TokenShard
 
@@ -179,7 +180,22 @@ def test_next_token_loss_is_zero_at_padding(tiny_lm: LanguageModel) -> None:
     assert (loss[batch.attention_mask[:, 1:] == 1] > 0).all()
 
 
-@pytest.mark.parametrize(("max_tokens", "n_sequences"), [(1, 1), (12, 1), (13, 2), (40, 4), (10_000, 8)])
-def test_a_token_budget_takes_whole_first_sequences(tiny_lm: LanguageModel, max_tokens: int, n_sequences: int) -> None:
-    chosen = chosen_batches(tiny_lm, [held_out_tokens()], max_tokens)
-    assert sorted(np.concatenate([batch.sequences for _, batch in chosen]).tolist()) == list(range(n_sequences))
+@pytest.mark.parametrize("max_tokens", [1, 12, 13, 40, 10_000])
+def test_a_token_budget_takes_whole_sequences_by_hash_until_it_is_reached(
+    tiny_lm: LanguageModel, max_tokens: int
+) -> None:
+    shard = held_out_tokens()
+    wanted, left = [], max_tokens
+    for index in np.argsort(mix(0, shard.sequence_id)).tolist():
+        if left > 0:
+            wanted.append(int(shard.sequence_id[index]))
+            left -= int(shard.lengths[index])
+    chosen = chosen_batches(tiny_lm, [shard], max_tokens)
+    found = [part.sequence_id[batch.sequences] for part, batch in chosen]
+    assert sorted(np.concatenate(found).tolist()) == sorted(wanted)
+    for part, batch in chosen:
+        for row, sequence in enumerate(batch.sequences):
+            whole = shard.token_ids[
+                slice(*shard.sequence_starts[[part.sequence_id[sequence], part.sequence_id[sequence] + 1]])
+            ]
+            assert batch.input_ids[row, batch.attention_mask[row] == 1].tolist() == whole.tolist()
