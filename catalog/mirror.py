@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.errors import CatalogError, DamagedError
@@ -79,13 +80,30 @@ def mirrored(store: Store) -> int:
 
 
 def refuse_lost_events(store: Store, labels: LabelStore) -> None:
-    """Raises DamagedError where the copy knows of more events than the store itself: then the copy is all there is."""
-    seen, last = mirrored(store), labels.last()
-    if seen > last:
+    """Raises DamagedError where the copy holds more events than the store itself: then the copy is all there is.
+
+    What `last` says is no proof of it; only where a file of the copy cannot be counted, it is believed.
+    """
+    counted = _n_copied(store)  # before the store's, which grows
+    copied, last = mirrored(store) if counted is None else counted, labels.last()
+    if copied > last:
         raise DamagedError(
-            f"the label store in {store.labels} holds {last} events, but {seen} were recorded; restore a backup. "
+            f"the label store in {store.labels} holds {last} events, but {copied} were recorded; restore a backup. "
             f"Until then its copy in {store.labels / 'mirror'} is kept as it is"
         )
+
+
+def _n_copied(store: Store) -> int | None:
+    """The events in the files of the copy; None where one of them is damaged."""
+    n_copied = 0
+    for table in EVENT_TABLES:
+        try:
+            n_copied += pq.read_metadata(mirror_file(store, table)).num_rows
+        except FileNotFoundError:
+            continue
+        except (OSError, pa.ArrowException):
+            return None
+    return n_copied
 
 
 def bring_up_to_date(store: Store, labels: LabelStore) -> None:
@@ -95,6 +113,8 @@ def bring_up_to_date(store: Store, labels: LabelStore) -> None:
     refuse_lost_events(store, labels)
     with exclusive(store.locks / "mirror.lock", "copying labels", LOCK_SECONDS):
         seen, last = mirrored(store), labels.last()
+        if seen != _n_copied(store):
+            seen = -1  # killed in between, or damaged: all of it is written anew
         (store.labels / "mirror").mkdir(parents=True, exist_ok=True)
         for table in EVENT_TABLES:
             path = mirror_file(store, table)

@@ -6,7 +6,7 @@ the same bytes, however they came in chunks.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,18 +59,20 @@ class Staging:
             writer.close()
             self.staged.append(_staged(table, partition, writer, fill))
 
-    def place(self, catalog: Path) -> None:
-        """Move every part to its final path. A part that is there already has the same content and is left."""
+    def place(self, catalog: Path, only: Container[str] | None = None) -> bool:
+        """Move every part (or those of the paths `only`) to its final path; one that is there already, whole, is left.
+        True where anything was moved."""
         touched = {catalog}
         for staged in self.staged:
             target = catalog / staged.part.path
-            if _is_same_file(target, staged.part):
+            if (only is not None and staged.part.path not in only) or _is_same_file(target, staged.part):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged.aside, target)
             touched.update(catalog / folder for folder in Path(staged.part.path).parents)
         for folder in sorted(touched, reverse=True):
             sync_folder(folder)
+        return len(touched) > 1
 
     @property
     def parts(self) -> list[Part]:

@@ -49,7 +49,8 @@ class Publication:
 
 @dataclass(frozen=True)
 class Published:
-    """What became current: `is_new` is False where the very same rows were published already."""
+    """What became current: `is_new` is False where the very same rows were published already (if a file of theirs was
+    damaged since, it is whole again)."""
 
     sae_id: str
     version: int
@@ -65,7 +66,7 @@ def publish(store: Store, publication: Publication, timeout_seconds: float = LOC
         _stage(staging, publication, sae, _parent(before, sae))
         after = _following(before, sae, _without_repeats(before, staging.parts))
         if after.same_files(before):
-            refresh_view_file(store, before)
+            _mend(store, staging, before)
             return Published(sae.sae_id, sae.version, before.number, is_new=False)
         _check_references(store, staging, before, after)
         staging.place(store.catalog)
@@ -89,7 +90,7 @@ def append(store: Store, table: str, columns: Rows, fingerprint: str, timeout_se
         staging.add(table, columns, {"fingerprint": fingerprint})
         added = _without_repeats(before, staging.parts)
         if not added:
-            refresh_view_file(store, before)
+            _mend(store, staging, before)
             return
         kept = before.parts
         small = [store.catalog / part.path for part in before.parts_of(table)]
@@ -99,6 +100,12 @@ def append(store: Store, table: str, columns: Rows, fingerprint: str, timeout_se
         after = Snapshot(before.number + 1, (*kept, *added), before.saes)
         commit(store, after)
         refresh_view_file(store, after)
+
+
+def _mend(store: Store, staging: Staging, snapshot: Snapshot) -> None:
+    """Nothing is new: but parts of the snapshot that were lost or damaged, and come once more, are put back."""
+    is_mended = staging.place(store.catalog, only={part.path for part in snapshot.parts})
+    refresh_view_file(store, snapshot, anew=is_mended)
 
 
 def _merge(staging: Staging, table: str, paths: list[Path]) -> bool:
@@ -238,9 +245,10 @@ def _check_references(store: Store, staging: Staging, before: Snapshot, after: S
 
 
 def _collect(store: Store) -> None:
-    """Remove what a killed publisher left: staged files, and parts that no snapshot names. The lock is held."""
+    """Remove what a killed publisher left: staged files, and parts that no snapshot names (one that is damaged names
+    none). The lock is held."""
     shutil.rmtree(store.catalog / ".staging", ignore_errors=True)
-    named = set().union(*recorded(store).values())
+    named = set().union(*(paths for paths in recorded(store).values() if paths is not None))
     for path in list(store.catalog.glob("*/**/part-0.parquet")):
         if str(path.relative_to(store.catalog)) not in named:
             shutil.rmtree(path.parent, ignore_errors=True)

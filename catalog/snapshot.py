@@ -88,20 +88,27 @@ def commit(store: Store, snapshot: Snapshot) -> None:
     _forget_superseded(store, snapshot)
 
 
-def recorded(store: Store) -> dict[Path, set[str]]:
-    """Every snapshot file that is kept -> the part files that it names."""
+def recorded(store: Store) -> dict[Path, set[str] | None]:
+    """Every snapshot file that is kept -> the part files that it names; None where it is damaged."""
     return {path: _paths_named(path) for path in sorted((store.catalog / "snapshots").glob("*.json"))}
 
 
 def _forget_superseded(store: Store, snapshot: Snapshot) -> None:
     """An old snapshot all of whose files are in the current one (rows were only added) holds nothing back."""
     old = _path(store, snapshot.number - KEPT)
-    if old.exists() and _paths_named(old) <= {part.path for part in snapshot.parts}:
-        old.unlink()
+    named = _paths_named(old)
+    if named is not None and named <= {part.path for part in snapshot.parts}:
+        old.unlink(missing_ok=True)
 
 
-def _paths_named(path: Path) -> set[str]:
-    return {part["path"] for part in json.loads(path.read_bytes())["parts"]}
+def _paths_named(path: Path) -> set[str] | None:
+    """None where that cannot be read: of an old snapshot, which only readers that began long ago need."""
+    try:
+        return {str(part["path"]) for part in json.loads(path.read_bytes())["parts"]}
+    except FileNotFoundError:
+        return set()  # collected just now
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _path(store: Store, number: int) -> Path:

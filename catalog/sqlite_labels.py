@@ -29,6 +29,7 @@ __all__ = ["SQLiteLabels"]
 BUSY_SECONDS = 30.0
 EPOCH = datetime(1970, 1, 1)
 MAX_SEQ = 2**63 - 1
+UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 CREATE = """
 create table if not exists event (
@@ -141,9 +142,11 @@ class SQLiteLabels:
                 yield self._connection
                 if self._connection.in_transaction:
                     self._patiently("commit")
-            except BaseException:
+            except BaseException as error:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
+                if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:  # full, damaged
+                    raise _damaged(self.path, error) from error
                 raise
 
     def _patiently(self, statement: str) -> None:
@@ -229,8 +232,11 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def _damaged(path: Path, error: sqlite3.Error) -> StoreError | DamagedError:
-    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
-        return StoreError(f"{path} cannot be written: {error}; make room or allow writing. Nothing was recorded")
+    if error.sqlite_errorcode & 0xFF in UNWRITABLE:
+        return StoreError(
+            f"{path} cannot be written: {error}; make room, allow writing, or name a store that you may write to. "
+            "Nothing was recorded"
+        )
     return DamagedError(f"{path} cannot be used: {error}; run `almanac verify`, and restore it from a backup")
 
 

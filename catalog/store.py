@@ -8,6 +8,7 @@ labels/            what people did, and its copy as Parquet
 locks/             lock files
 """
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ class Store:
 
     @classmethod
     def open(cls, path: "Path | str | Store") -> "Store":
-        """The store in an existing folder. Raises StoreError: missing, not a store, of a newer schema."""
+        """The store in an existing folder. Raises StoreError: missing, not a store, of a newer schema.
+
+        Folders that a killed `create` did not come to are made, where one may write.
+        """
         if isinstance(path, Store):
             return path
         root = Path(path).expanduser().resolve()
@@ -49,7 +53,10 @@ class Store:
                 f"the store at {root} has schema version {version}, this program knows up to {SCHEMA_VERSION}; "
                 "install a newer sae-almanac, or use another store"
             )
-        return cls(root)
+        store = cls(root)
+        with contextlib.suppress(OSError):
+            store._make_folders()
+        return store
 
     @classmethod
     def create(cls, path: Path | str) -> "Store":
@@ -61,8 +68,7 @@ class Store:
             if not (root / MARKER).exists():
                 _mark(root)
             store = cls.open(root)
-            for folder in (store.artifacts, store.catalog, store.labels, store.locks):
-                folder.mkdir(exist_ok=True)
+            store._make_folders()
         except OSError as error:
             raise StoreError(
                 f"cannot make a store at {root}: {error.strerror}; name a folder you may write to"
@@ -92,6 +98,10 @@ class Store:
     @property
     def is_writable(self) -> bool:
         return os.access(self.root, os.W_OK)
+
+    def _make_folders(self) -> None:
+        for folder in (self.artifacts, self.catalog, self.labels, self.locks):
+            folder.mkdir(exist_ok=True)
 
 
 def _mark(root: Path) -> None:

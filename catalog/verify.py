@@ -13,7 +13,7 @@ from catalog.events import EVENT_TABLES
 from catalog.files import read_parquet, sha256_of
 from catalog.mirror import mirror_file, mirrored, refuse_lost_events
 from catalog.schema import TABLES, arrow_schema
-from catalog.snapshot import Part, Snapshot, current
+from catalog.snapshot import Part, Snapshot, current, recorded
 from catalog.sqlite_labels import SQLiteLabels
 from catalog.store import Store
 from catalog.view_file import is_view_file_whole
@@ -21,7 +21,11 @@ from catalog.views import schema_part
 
 __all__ = ["Damage", "verify"]
 
-AGAIN = "publish again (`almanac build`), or restore the file from a backup"
+AGAIN = (
+    "to publish again, delete the folder artifacts/publication of the store and run `almanac build` as before "
+    "(a build passes over what is in that folder), or restore the file from a backup"
+)
+HISTORY = "delete it; it is history, which nothing but a reader that began long ago needs"
 REWRITTEN = "delete it; the next command writes it anew"
 UNREADABLE = (OSError, pa.ArrowException)
 
@@ -43,11 +47,19 @@ def verify(store: Store) -> list[Damage]:
         return [Damage(store.catalog / "current", str(error), "restore it from a backup"), *_check_labels(store)]
     return [
         *(damage for part in snapshot.parts for damage in _check_part(store, part)),
+        *_check_history(store),
         *_check_keys(store, snapshot),
         *_check_schema_parts(store),
         *_check_view_file(store),
         *_check_labels(store),
     ]
+
+
+def _check_history(store: Store) -> Iterator[Damage]:
+    """The current snapshot is whole, or there would be nothing to compare the parts with."""
+    for path, named in recorded(store).items():
+        if named is None:
+            yield Damage(path, "is an earlier snapshot that cannot be read", HISTORY)
 
 
 def _check_part(store: Store, part: Part) -> Iterator[Damage]:

@@ -3,7 +3,9 @@
 It can be made again at any time; any command of ours does so where it is missing, damaged, moved or behind.
 """
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import duckdb
@@ -19,11 +21,12 @@ from catalog.views import create_views, has_schema_parts, write_schema_parts
 __all__ = ["is_view_file_current", "is_view_file_whole", "refresh_view_file"]
 
 STORAGE_VERSION = "v1.0.0"  # the oldest that the wheel writes
+NO_ROOM = os.strerror(errno.ENOSPC).lower()  # DuckDB says it in these words too
 
 
 def is_view_file_current(store: Store, snapshot: Snapshot) -> bool:
     stamp = _stamp_of_file(store)
-    return stamp is not None and (stamp["snapshot"], stamp["root"]) == (snapshot.number, str(store.root))
+    return stamp is not None and (stamp.get("snapshot"), stamp.get("root")) == (snapshot.number, str(store.root))
 
 
 def is_view_file_whole(store: Store) -> bool:
@@ -31,9 +34,10 @@ def is_view_file_whole(store: Store) -> bool:
     return _stamp_of_file(store) is not None
 
 
-def refresh_view_file(store: Store, snapshot: Snapshot) -> None:
-    """Make `catalog.duckdb` show this snapshot, where the store lies now. The caller holds the catalog lock."""
-    if is_view_file_current(store, snapshot) and has_schema_parts(store):
+def refresh_view_file(store: Store, snapshot: Snapshot, anew: bool = False) -> None:
+    """Make `catalog.duckdb` show this snapshot, where the store lies now; `anew` where it shows it already too (a
+    view of a part that was damaged still says so). The caller holds the catalog lock."""
+    if not anew and is_view_file_current(store, snapshot) and has_schema_parts(store):
         return
     write_schema_parts(store)
     with SQLiteLabels(store.labels) as labels:
@@ -44,9 +48,10 @@ def refresh_view_file(store: Store, snapshot: Snapshot) -> None:
             before = _stamp_of_file(store)
             stamp = {"snapshot": snapshot.number, "root": str(store.root), "sha256": sha256_of(aside)}
             # both, and before the file takes its place: killed in between, the old file is still known
-            write_json(_stamp_path(store), {"written": [*([before] if before else []), stamp]}, durable=False)
+            write_json(_stamp_path(store), {"written": [stamp, *([before] if before else [])]}, durable=False)
     except duckdb.Error as error:
-        raise StoreError(f"{store.view_file} could not be written: {error}; run `almanac verify`") from error
+        advice = "make room, and run this again" if NO_ROOM in str(error).lower() else "run `almanac verify`"
+        raise StoreError(f"{store.view_file} could not be written: {error}; {advice}") from error
 
 
 def _build(path: Path, store: Store, snapshot: Snapshot) -> None:
