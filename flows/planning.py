@@ -6,7 +6,7 @@ from catalog import Store, connect
 from catalog.guard import answering
 from flows.artifact import Artifact, Work, find
 from flows.config import RunConfig
-from flows.steps.features import describe_work, publish_work
+from flows.steps.features import describe_work, is_current, publish_work
 from flows.steps.harvest import harvest_work, tokenize_work
 from flows.steps.loading import language_model
 from flows.steps.train import evaluate_work, train_work
@@ -41,6 +41,8 @@ def plan_run(config: RunConfig, store: Store | None) -> list[Planned]:
 
     def add(work: Work | None, kind: str, n_tokens: int | None) -> Artifact | None:
         found = find(store, work) if store is not None and work is not None else None
+        if store is not None and found is not None and kind == "publication" and not is_current(store, found):
+            found = None
         rows.append(_planned(STEP_OF_KIND[kind], found, n_tokens, rates, config))
         return found
 

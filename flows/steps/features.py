@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog import Publication
+from catalog import TABLES, Publication, Store, current
 from catalog import publish as publish_tables
-from flows.artifact import Artifact, Draft, Work, keep_piece, kept_piece
+from flows.artifact import Artifact, Draft, Work, find, keep_piece, kept_piece
 from flows.config import RunConfig
 from flows.place import Place, StepReport, Tick
 from flows.rows import corpus as corpus_rows
@@ -38,7 +38,7 @@ from saelib.summaries.rows import shard_firings
 from saelib.summaries.sample import Sample
 from saelib.summaries.summary import Summary
 
-__all__ = ["describe", "describe_work", "publish", "publish_work"]
+__all__ = ["describe", "describe_work", "is_current", "publish", "publish_work"]
 
 Trained = tuple[Artifact, Artifact, Artifact]
 """An SAE, its metrics, its features."""
@@ -176,11 +176,27 @@ def publish_work(config: RunConfig, tokens: Artifact, trained: Sequence[Trained]
     return Work("publication", 1, names | {"role": config.corpus.role}, (tokens, *parents))
 
 
+def _parts(store: Store, sae_ids: set[str]) -> list[str]:
+    """Files of the current snapshot that hold these SAEs; another content is another path."""
+    replaced = {name for name, table in TABLES.items() if table.writing == "replaced"}
+    parts = current(store).parts
+    return sorted(part.path for part in parts if part.partition in sae_ids and part.table in replaced)
+
+
+def is_current(store: Store, publication: Artifact) -> bool:
+    """Whether the catalog still holds what was published: another run may have replaced the tables of the same SAE."""
+    held = {part.path for part in current(store).parts}
+    return held.issuperset(publication.facts.get("parts", ["not recorded"]))
+
+
 def publish(
     config: RunConfig, tokens: Artifact, activations: Artifact, trained: list[Trained], place: Place
 ) -> Artifact:
     """All SAEs of the run into the catalog; done again where the catalog no longer holds them."""
     work = publish_work(config, tokens, trained)
+    before = find(place.store, work)
+    if before is not None and not is_current(place.store, before):
+        shutil.rmtree(before.directory)
 
     def fill(draft: Draft, report: StepReport) -> None:  # noqa: ARG001
         published = []
@@ -188,6 +204,7 @@ def publish(
             made = publish_tables(place.store, _publication(config, tokens, activations, (sae, metrics, features)))
             published.append({"sae_id": made.sae_id, "version": made.version})
         draft.facts["published"] = published
+        draft.facts["parts"] = _parts(place.store, {entry["sae_id"] for entry in published})
 
     return place.make("publish", work, fill)
 

@@ -140,6 +140,20 @@ def test_a_changed_setting_runs_only_what_depends_on_it(
     assert rows(retrained, "select version from sae order by 1") == [(1,), (2,)]
 
 
+def test_going_back_to_an_earlier_setting_publishes_its_tables_again(
+    tmp_path: Path, rebuild: Callable[..., Built]
+) -> None:
+    store = Store.create(tmp_path / "store")
+    _, place = rebuild(store)
+    first = rows(place, "select count(*), min(fingerprint) from feature_logit")
+    _, place = rebuild(store, describe={"n_tokens_listed": 5})
+    assert rows(place, "select count(*), min(fingerprint) from feature_logit") != first
+    _, back = rebuild(store)
+    assert [report.state for report in back.reports] == ["reused"] * 5 + ["finished"]
+    assert rows(back, "select count(*), min(fingerprint) from feature_logit") == first
+    assert rows(back, "select version from sae") == [(1,)]
+
+
 def test_run_rows_say_what_was_read_and_made(built: Built) -> None:
     path_rows = rows(
         built[1], "select step, state, tokens_per_second > 0 from run where state = 'finished' order by started_at"
