@@ -204,7 +204,7 @@ def publish(
             made = publish_tables(place.store, _publication(config, tokens, activations, (sae, metrics, features)))
             published.append({"sae_id": made.sae_id, "version": made.version})
         draft.facts["published"] = published
-        draft.facts["parts"] = _parts(place.store, {entry["sae_id"] for entry in published})
+        draft.facts["parts"] = _parts(place.store, {str(entry["sae_id"]) for entry in published})
 
     return place.make("publish", work, fill)
 
