@@ -16,8 +16,8 @@ from saelib.base import Frozen, Site
 from saelib.effects import EffectsConfig
 from saelib.evaluation import EvaluationConfig
 from saelib.lm import LMConfig
+from saelib.schedule import TrainingConfig
 from saelib.text import CorpusConfig, Source
-from saelib.training import TrainingConfig
 
 __all__ = ["DescribeConfig", "RunConfig", "load_run"]
 

@@ -4,28 +4,23 @@ Rows are permuted when they are written and read from several shards in turn, so
 shuffle and a batch is a function of its number alone.
 """
 
-import bisect
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from saelib.base import Frozen, Site
 from saelib.batches import Batch, batches_of, pad_id
-from saelib.errors import ActivationError, CheckpointError, ConfigError
+from saelib.errors import ActivationError
 from saelib.lm import LanguageModel, read_sites
 from saelib.rng import mix, random_order
 from saelib.text import TokenShard
 
-__all__ = ["MASKS", "ActivationShard", "HarvestConfig", "Harvester", "ShuffledRows", "rows_bytes", "sink_norms"]
+__all__ = ["MASKS", "SITE", "ActivationShard", "HarvestConfig", "Harvester", "rows_bytes", "sink_norms"]
 
 MASKS = ("special", "sink")
 """Reasons for which a token is left out: no text, or an attention sink."""
@@ -154,113 +149,3 @@ class Harvester:
             position=where[2].copy(),
             n_masked=masked,
         )
-
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class _Column:
-    """One tensor of a safetensors file, read by rows with plain reads: mapped pages would count as our memory."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-            entry = header[name]
-            self.dtype, self.shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-            self.start = 8 + size + entry["data_offsets"][0]
-            end = 8 + size + entry["data_offsets"][1]
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-            raise CheckpointError(
-                f"{path} is no readable activation shard ({error}); delete its artifact and harvest again"
-            ) from error
-        if path.stat().st_size < end:
-            raise CheckpointError(
-                f"{path} is truncated: {path.stat().st_size} bytes where {end} are wanted; harvest again"
-            )
-        self.path = path
-        self.row_bytes = self.shape[1] * self.dtype.itemsize
-        self._file = os.open(path, os.O_RDONLY)
-
-    def read(self, first: int, out: Tensor) -> None:
-        """Rows first … first + len(out) into `out`."""
-        view = memoryview(out.view(torch.uint8).numpy().reshape(-1).data)
-        offset = self.start + first * self.row_bytes
-        while view:
-            got = os.preadv(self._file, [view], offset)
-            if got == 0:
-                raise CheckpointError(f"{self.path} ended early; harvest again")
-            view, offset = view[got:], offset + got
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
-
-
-class ShuffledRows:
-    """Harvested rows of one site as batches for training, epoch after epoch.
-
-    `interleave` shards are read in turn, a slice of each, so that a batch mixes the documents of all of them.
-    """
-
-    def __init__(
-        self, paths: Sequence[Path], site: int, batch_tokens: int, seed: int, device: str = "cpu", interleave: int = 8
-    ) -> None:
-        self.columns = [_Column(path, SITE.format(site)) for path in paths]
-        self.n_rows = sum(column.shape[0] for column in self.columns)
-        if self.n_rows < batch_tokens:
-            raise ConfigError(
-                f"the corpus gives {self.n_rows} training tokens, fewer than one batch of {batch_tokens}; "
-                "add text or lower training.batch_tokens"
-            )
-        self.batch_tokens, self.seed, self.device = batch_tokens, seed, device
-        self.interleave = interleave
-        self._epoch = -1
-        self._pieces: list[tuple[int, int, int]] = []
-        self._starts: list[int] = []
-
-    @property
-    def d_model(self) -> int:
-        """Width of a row."""
-        return int(self.columns[0].shape[1])
-
-    def batch(self, step: int) -> Float[Tensor, "batch d"]:
-        """Batch `step`: rows step · batch_tokens … of the endless sequence of epochs, in the dtype they are kept in."""
-        return self._rows(step * self.batch_tokens, self.batch_tokens)
-
-    def sample(self) -> Float[Tensor, "sample d"]:
-        """The first rows of the first epoch, for scale and mean."""
-        return self._rows(0, min(self.n_rows, 8 * self.batch_tokens, 65_536))
-
-    def _rows(self, first: int, count: int) -> Tensor:
-        out = torch.empty(count, self.d_model, dtype=self.columns[0].dtype)
-        done = 0
-        while done < count:
-            epoch, row = divmod(first + done, self.n_rows)
-            self._open(epoch)
-            index = bisect.bisect_right(self._starts, row) - 1
-            shard, start, size = self._pieces[index]
-            skip = row - self._starts[index]
-            take = min(size - skip, count - done)
-            self.columns[shard].read(start + skip, out[done : done + take])
-            done += take
-        return out.to(self.device)
-
-    def _open(self, epoch: int) -> None:
-        """Lay out an epoch: shards in a seeded order, `interleave` at a time, in turn by slices."""
-        if epoch == self._epoch:
-            return
-        order = random_order(len(self.columns), "epoch", self.seed, epoch)
-        size = max(1, self.batch_tokens // self.interleave)
-        pieces = []
-        for start in range(0, order.size, self.interleave):
-            group = [int(shard) for shard in order[start : start + self.interleave]]
-            longest = max(self.columns[shard].shape[0] for shard in group)
-            for first in range(0, longest, size):
-                for shard in group:
-                    rest = self.columns[shard].shape[0] - first
-                    if rest > 0:
-                        pieces.append((shard, first, min(size, rest)))
-        self._pieces, self._epoch = pieces, epoch
-        self._starts = [0, *np.cumsum([piece[2] for piece in pieces])[:-1].tolist()]

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelib.kernels import sort_by_column
+
 __all__ = [
     "ByFeature",
     "Firings",
     "decode_rows",
     "dot_pairs",
-    "firings_at",
     "firings_where",
     "nonzero",
     "sum_by_feature",
@@ -27,7 +28,7 @@ class Firings(NamedTuple):
     """Which features fire on which token, and how strongly: compressed sparse rows, one row a token."""
 
     row_starts: Int[Tensor, " n_tokens_plus_1"]
-    """Firings of token t lie in row_starts[t] : row_starts[t + 1]."""
+    """Firings of token t lie in row_starts[t] : row_starts[t + 1]. Both indices are int32, as sparse products want."""
     feature: Int[Tensor, " n_firings"]
     """Index of the feature."""
     value: Float[Tensor, " n_firings"]
@@ -61,6 +62,20 @@ class Firings(NamedTuple):
         f[self.rows()[mine], column[self.feature[mine]]] = self.value[mine]
         return f[:, place]
 
+    def where(self, keep: Bool[Tensor, " n_firings"]) -> "Firings":
+        """Some of the firings."""
+        before = torch.zeros(keep.numel() + 1, dtype=torch.int32, device=keep.device)
+        torch.cumsum(keep, 0, out=before[1:])
+        return Firings(before[self.row_starts], self.feature[keep], self.value[keep], self.n_features)
+
+    def padded(self) -> tuple[Float[Tensor, "n_tokens most"], Int[Tensor, "n_tokens most"]]:
+        """Values and features in rows as long as the longest; what is missing has value 0 and feature 0."""
+        counts = self.row_starts.diff()
+        there = torch.arange(int(counts.max()) if counts.numel() else 0, device=counts.device) < counts.unsqueeze(1)
+        value, feature = self.value.new_zeros(there.shape), self.feature.new_zeros(there.shape)
+        value[there], feature[there] = self.value, self.feature
+        return value, feature
+
     def l0(self) -> float:
         """Mean number of firings a token."""
         return self.feature.numel() / max(1, self.n_tokens)
@@ -75,17 +90,11 @@ def nonzero(mask: Bool[Tensor, "n_tokens n_features"]) -> Int[Tensor, " n"]:
 
 def firings_where(mask: Bool[Tensor, "n_tokens n_features"], pre: Float[Tensor, "n_tokens n_features"]) -> Firings:
     """The firings at the True entries of `mask`, with `pre` there as their value."""
-    return firings_at(nonzero(mask), pre)
-
-
-def firings_at(flat: Int[Tensor, " n"], pre: Float[Tensor, "n_tokens n_features"]) -> Firings:
-    """The firings at increasing flat positions of `pre`."""
     n_tokens, n_features = pre.shape
-    row = flat // n_features
-    counts = torch.bincount(row, minlength=n_tokens)
-    starts = torch.zeros(n_tokens + 1, dtype=torch.int64, device=pre.device)
-    torch.cumsum(counts, 0, out=starts[1:])
-    return Firings(starts, flat - row * n_features, pre.view(-1)[flat], n_features)
+    flat = nonzero(mask)
+    starts = torch.zeros(n_tokens + 1, dtype=torch.int32, device=pre.device)
+    torch.cumsum(mask.sum(dim=1), 0, out=starts[1:])
+    return Firings(starts, (flat % n_features).to(torch.int32), pre.reshape(-1)[flat], n_features)
 
 
 def decode_rows(
@@ -128,19 +137,29 @@ class ByFeature(NamedTuple):
     @classmethod
     def of(cls, firings: Firings) -> "ByFeature":
         """One stable sort serves every weight gradient."""
+        device, n = firings.feature.device, firings.feature.numel()
+        starts = torch.zeros(firings.n_features + 1, dtype=torch.int32, device=device)
+        if device.type == "cpu":
+            token, order = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
+            sort_by_column(*(part.numpy() for part in (firings.row_starts, firings.feature, starts, token, order)))
+            return cls(starts, token, order, firings.n_tokens)
         feature, order = torch.sort(firings.feature, stable=True)
-        starts = torch.zeros(firings.n_features + 1, dtype=torch.int64, device=feature.device)
         torch.cumsum(torch.bincount(feature, minlength=firings.n_features), 0, out=starts[1:])
-        return cls(starts, firings.rows()[order], order, firings.n_tokens)
+        return cls(starts, firings.rows()[order].to(torch.int32), order, firings.n_tokens)
 
 
 def sum_by_feature(
-    by_feature: ByFeature, value: Float[Tensor, " n_firings"], right: Float[Tensor, "n_tokens d"]
+    by_feature: ByFeature,
+    value: Float[Tensor, " n_firings"],
+    right: Float[Tensor, "n_tokens d"],
+    out: Float[Tensor, "n_features d"] | None = None,
 ) -> Float[Tensor, "n_features d"]:
-    """Σ over a feature's firings of value · right[token]: fᵀ right as one sparse product."""
+    """Σ over a feature's firings of value · right[token]: fᵀ right as one sparse product, added to `out` if given."""
     n_features = by_feature.feature_starts.numel() - 1
+    if out is None:
+        out = right.new_zeros(n_features, right.shape[1])
     if value.numel() == 0:
-        return right.new_zeros(n_features, right.shape[1])
+        return out
     matrix = torch.sparse_csr_tensor(
         by_feature.feature_starts,
         by_feature.token,
@@ -148,4 +167,4 @@ def sum_by_feature(
         size=(n_features, by_feature.n_tokens),
         check_invariants=False,
     )
-    return matrix @ right
+    return torch.addmm(out, matrix, right, out=out)

@@ -11,9 +11,12 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("saelib", "beartype.beartype")
-
 REPOSITORY = Path(__file__).parent.parent
+COMPILED = {"saelib.kernels"}
+"""Loops that numba compiles: it takes plain functions only."""
+
+modules = {".".join(file.relative_to(REPOSITORY).with_suffix("").parts) for file in REPOSITORY.glob("saelib/**/*.py")}
+install_import_hook(sorted(modules - COMPILED - {"saelib.__init__"}), "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -261,7 +261,7 @@ def _sae_row(config: RunConfig, sae: Artifact, dataset: str) -> dict[str, list[A
         "n_features": [model.n_features],
         "k": [recipe.get("k")],
         "sparsity_weight": [recipe.get("l1_weight")],
-        "activation_scale": [[facts["activation_scale"]]],
+        "activation_scale": [facts["activation_scale"]],
         "input_norm": ["none"],
         "has_skip": [False],
         "seed": [plan["training"]["seed"]],

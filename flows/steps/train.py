@@ -11,12 +11,12 @@ from flows.artifact import Artifact, Draft, Work, keep_piece, kept_piece
 from flows.config import RunConfig
 from flows.place import Place, StepReport
 from flows.steps.loading import language_model, load_activations, load_sae, shard_name, token_shards, use_threads
-from saelib.activations import ShuffledRows
 from saelib.base import Ends
 from saelib.errors import ActivationError
 from saelib.evaluation import evaluate as evaluate_sae
 from saelib.metrics import Interval
 from saelib.sae import SAE
+from saelib.shuffled import ShuffledRows
 from saelib.training import Progress, Training
 
 __all__ = ["evaluate", "evaluate_work", "train", "train_work"]
@@ -31,6 +31,7 @@ def train_work(config: RunConfig, activations: Artifact, site: int, number: int)
     plan = {
         "architecture": made.architecture,
         "recipe": dict(config.recipes[number]),
+        "product": config.training.resolved_product(config.lm.resolved_device()),
         "site": site,
         "training": config.training.model_dump(mode="json", exclude={"checkpoint_every_steps"}),
         "device": config.lm.resolved_device(),
@@ -49,7 +50,7 @@ def train(config: RunConfig, activations: Artifact, site: int, number: int, plac
         held_out = activations.facts["held_out"]
         paths = [path for path, flag in zip(activations.files("shard-"), held_out, strict=True) if not flag]
         rows = ShuffledRows(
-            paths, site, config.training.batch_tokens, config.training.seed, config.lm.resolved_device()
+            paths, (site,), config.training.batch_tokens, config.training.seed, config.lm.resolved_device()
         )
         training = Training(recipe, config.training, rows)
         checkpoint = draft.directory / "checkpoint.safetensors"
@@ -65,8 +66,8 @@ def train(config: RunConfig, activations: Artifact, site: int, number: int, plac
         checkpoint.unlink(missing_ok=True)
         draft.facts |= {
             "site": site,
-            "activation_scale": training.scale,
-            "threshold": training.threshold / training.scale,
+            "activation_scale": training.site_scales,
+            "threshold": training.threshold / training.site_scales[0],
             "plan": training.plan._asdict(),
             "n_tokens": training.n_tokens,
             "n_features": recipe.n_features,

@@ -7,11 +7,12 @@ import pytest
 from safetensors.torch import save_file
 
 from flows.config import RunConfig, load_run
-from saelib.activations import Harvester, ShuffledRows, sink_norms
+from saelib.activations import Harvester, sink_norms
 from saelib.base import Ends
 from saelib.evaluation import evaluate
 from saelib.lm import LanguageModel, load_lm
 from saelib.sae import SAE
+from saelib.shuffled import ShuffledRows
 from saelib.text import Tokenized, tokenize
 from saelib.training import Training
 
@@ -38,7 +39,7 @@ def harvested(lm: LanguageModel, config: RunConfig, corpus: Tokenized, folder: P
 
 def trained(config: RunConfig, paths: list[Path]) -> SAE:
     """The run's recipe, to the end."""
-    rows = ShuffledRows(paths, 0, config.training.batch_tokens, config.training.seed)
+    rows = ShuffledRows(paths, (0,), config.training.batch_tokens, config.training.seed)
     training = Training(config.resolved_recipes()[0], config.training, rows)
     assert [progress.step for progress in training.run()][-1] == training.plan.n_steps - 1
     for path in paths:

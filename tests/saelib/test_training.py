@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,20 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import Planted
 from safetensors.torch import load_file, save_file
-from tiny import ENDS
 
 from saelib.architectures import ARCHITECTURES, Recipe, recipe
 from saelib.errors import CheckpointError, ConfigError
-from saelib.training import Training, TrainingConfig, TrainingPlan
+from saelib.schedule import TrainingConfig, TrainingPlan
+from saelib.training import Training
 
 STEPS = 400
-SETTINGS = {"standard": {"l1_weight": 5.0}}
-BAR = {"standard": 0.8}
+SETTINGS: dict[str, dict[str, Any]] = {name: {"start_l0": 12.0} for name in ("standard", "gated")}
+BAR = {"standard": 0.8, "gated": 0.8}
+SITES = {"transcoder": ((0,), (1,)), "skip_transcoder": ((0,), (3,)), "crosscoder": ((0, 1, 2), (0, 1, 2))}
 every_architecture = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 
 
 def made(name: str, n_features: int) -> Recipe:
     return recipe(name, n_features=n_features, **SETTINGS.get(name, {"k": 6}))
+
+
+def sites_of(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return SITES.get(name, ((0,), (0,)))
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +46,19 @@ def small() -> Planted:
 @every_architecture
 def test_training_recovers_planted_features(name: str, planted: Planted) -> None:
     config = TrainingConfig(n_tokens=STEPS * 512, batch_tokens=512, learning_rate=6e-3)
-    training = Training(made(name, 640), config, planted)
+    training = Training(made(name, 512), config, planted, *sites_of(name))
     last = list(training.run())[-1]
-    best = planted.best_cosine_per_direction(training.published(ENDS), n_epochs=STEPS / 128)
+    W_dec = training.trainee.W_dec.detach()
+    best = planted.best_cosine_per_direction(W_dec, n_epochs=STEPS / 128, sites=sites_of(name)[1])
     assert best.numel() > 300
     assert best.mean() >= BAR.get(name, 0.9)
+    assert last.dead_share <= 0.05
     assert last.step == STEPS - 1 and last.n_tokens == STEPS * 512
 
 
 def small_training(name: str, data: Planted, n_steps: int = 40) -> Training:
     config = TrainingConfig(n_tokens=n_steps * 64, batch_tokens=64, learning_rate=1e-2)
-    return Training(made(name, 32), config, data)
+    return Training(made(name, 32), config, data, *sites_of(name))
 
 
 @every_architecture
@@ -103,7 +111,7 @@ def test_a_checkpoint_without_a_tensor_is_refused_by_name(name: str, tmp_path: P
     path = checkpoint(tmp_path, small)
     tensors = load_file(path)
     del tensors[name]
-    state = {"step": 1, "floor": 0.0, "threshold": 0.0, "scale": 1.0, "variance": 1.0}
+    state = {"step": 1, "floor": 0.0, "threshold": 0.0, "variance": 1.0, "site_scales": [1.0] * 4, "position": {}}
     save_file(tensors, path, metadata={"state": json.dumps(state)})
     with pytest.raises(CheckpointError, match=name):
         small_training("topk", small).restore(path)
@@ -120,7 +128,7 @@ def test_a_checkpoint_of_another_width_is_refused_and_changes_nothing(tmp_path: 
 
 def test_scale_makes_the_mean_square_norm_the_width(small: Planted) -> None:
     training = small_training("topk", small)
-    scaled = small.sample() * training.scale
+    scaled = small.sample()[0] * training.site_scales[0]
     assert scaled.square().sum(dim=1).mean().item() == pytest.approx(8, rel=1e-5)
     away = scaled - scaled.mean(dim=0)
     assert training.variance == pytest.approx(away.square().sum(dim=1).mean().item(), rel=1e-5)
@@ -148,7 +156,7 @@ def test_fewer_tokens_than_a_batch_are_refused_with_both_numbers() -> None:
 def test_activations_without_a_finite_norm_are_refused(small: Planted) -> None:
     silent = Planted(n_features=24, d=8, l0=2.0, n_tokens=128)
     for value in (0.0, float("nan")):
-        silent.x = torch.full_like(silent.x, value)
+        silent.sites = [torch.full_like(site, value) for site in silent.sites]
         with pytest.raises(ConfigError, match="mean square norm"):
             small_training("topk", silent)
 
