@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from saelib.lm import LanguageModel, read_sites
 from saelib.rng import mix, random_order
 from saelib.text import TokenShard
 
-__all__ = ["MASKS", "SITE", "ActivationShard", "HarvestConfig", "Harvester", "rows_bytes", "sink_norms"]
+__all__ = ["MASKS", "SITE", "ActivationShard", "HarvestConfig", "Harvester", "ReadBatch", "rows_bytes", "sink_norms"]
 
 MASKS = ("special", "sink")
 """Reasons for which a token is left out: no text, or an attention sink."""
@@ -57,6 +58,14 @@ class ActivationShard(NamedTuple):
         for name in ("token_id", "document_id", "sequence", "position"):
             named[name] = torch.from_numpy(getattr(self, name))
         return named
+
+
+class ReadBatch(NamedTuple):
+    """What one batch of sequences gives: rows of every site, which positions they are, and what was left out."""
+
+    sites: list[Tensor]
+    keep: Bool[Tensor, "batch position"]
+    n_masked: dict[str, int]
 
 
 def rows_bytes(n_rows: int, widths: Sequence[int], dtype: torch.dtype) -> int:
@@ -98,22 +107,31 @@ class Harvester:
         rows: list[list[Tensor]] = [[] for _ in self.config.sites]
         where: list[np.ndarray] = []
         masked = dict.fromkeys(MASKS, 0)
-        special = torch.tensor(self.lm.special_ids)
-        for batch in batches_of(shard, self.config.batch_sequences, pad_id(self.lm)):
-            device = self.lm.device
-            read = read_sites(self.lm, batch.input_ids.to(device), batch.attention_mask.to(device), self.config.sites)
-            text = (batch.attention_mask == 1) & ~torch.isin(batch.input_ids, special)
-            keep = self._not_sink(read, text)
-            masked["special"] += int(batch.attention_mask.sum() - text.sum())
-            masked["sink"] += int(text.sum() - keep.sum())
-            self._check_finite(read, shard, batch, name)
-            for index, site in enumerate(self.config.sites):
-                rows[index].append(read[site][keep.to(device)].cpu())
-            row, position = keep.numpy().nonzero()
+        for batch in self.batches(shard):
+            read = self.read(shard, batch, name)
+            for reason, count in read.n_masked.items():
+                masked[reason] += count
+            for site, kept in zip(read.sites, rows, strict=True):
+                kept.append(site.cpu())
+            row, position = read.keep.numpy().nonzero()
             ids = batch.input_ids.numpy()[row, position]
             where.append(np.stack([ids, batch.sequences[row], position]).astype(np.int32))
-            tick(int(text.sum()))
+            tick(row.size + read.n_masked["sink"])
         return self._permuted([torch.cat(each) for each in rows], np.concatenate(where, axis=1), shard, masked)
+
+    def batches(self, shard: TokenShard) -> list[Batch]:
+        """The batches of a shard: part of the plan, since a batch's numbers depend on its composition."""
+        return batches_of(shard, self.config.batch_sequences, pad_id(self.lm))
+
+    def read(self, shard: TokenShard, batch: Batch, name: str) -> "ReadBatch":
+        """The unmasked rows of one batch at every site, sequence by sequence, on the model's device."""
+        device, special = self.lm.device, torch.tensor(self.lm.special_ids)
+        read = read_sites(self.lm, batch.input_ids.to(device), batch.attention_mask.to(device), self.config.sites)
+        text = (batch.attention_mask == 1) & ~torch.isin(batch.input_ids, special)
+        keep = self._not_sink(read, text)
+        self._check_finite(read, shard, batch, name)
+        masked = {"special": int(batch.attention_mask.sum() - text.sum()), "sink": int(text.sum() - keep.sum())}
+        return ReadBatch([read[site][keep.to(device)] for site in self.config.sites], keep, masked)
 
     def _not_sink(self, read: dict[Site, Tensor], text: Tensor) -> Tensor:
         keep = text.clone()

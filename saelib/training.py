@@ -85,7 +85,7 @@ class Training:
         sample = [site.float() for site in batches.sample()]
         self.device = sample[0].device
         self.plan = TrainingPlan.resolve(config, recipe.n_features, self.device.type)
-        self.site_scales = [_scale(site) for site in sample]
+        self.site_scales, self.widths = [_scale(site) for site in sample], [site.shape[1] for site in sample]
         start = self._start(sample)
         self.variance = (start.y - start.y.mean(dim=0)).square().sum(dim=1).mean().item()
         self.trainee = Trainee(recipe.n_features, recipe.nonlinearity, start, config.seed)
@@ -111,9 +111,9 @@ class Training:
     @property
     def scales(self) -> Scales:
         """The scale of each site, repeated over its width."""
-        sample = self.batches.sample()
         wide = [
-            torch.full((sample[i].shape[1],), scale, device=self.device) for i, scale in enumerate(self.site_scales)
+            torch.full((width,), scale, device=self.device)
+            for width, scale in zip(self.widths, self.site_scales, strict=True)
         ]
         return Scales(torch.cat([wide[i] for i in self.read]), torch.cat([wide[i] for i in self.write]))
 
