@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from saelib.architectures import ARCHITECTURES, Recipe, recipe
 from saelib.errors import CheckpointError, ConfigError
 from saelib.schedule import TrainingConfig, TrainingPlan
+from saelib.together import train_together
 from saelib.training import Training
 
 STEPS = 400
@@ -70,7 +71,7 @@ def test_decoder_rows_are_unit_after_every_step(name: str, small: Planted) -> No
 
 
 @every_architecture
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None)
 @given(stop=st.integers(0, 39))
 def test_a_resumed_run_is_the_same_run_bit_for_bit(
     name: str, small: Planted, tmp_path_factory: pytest.TempPathFactory, stop: int
@@ -132,6 +133,107 @@ def test_scale_makes_the_mean_square_norm_the_width(small: Planted) -> None:
     assert scaled.square().sum(dim=1).mean().item() == pytest.approx(8, rel=1e-5)
     away = scaled - scaled.mean(dim=0)
     assert training.variance == pytest.approx(away.square().sum(dim=1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["step", "tanh"])
+def test_jumprelu_recovers_planted_features_under_its_other_losses(loss: str, planted: Planted) -> None:
+    config = TrainingConfig(n_tokens=STEPS * 512, batch_tokens=512, learning_rate=6e-3)
+    training = Training(recipe("jumprelu", n_features=512, k=6, loss=loss), config, planted)
+    progress = list(training.run())
+    best = planted.best_cosine_per_direction(training.trainee.W_dec.detach(), n_epochs=STEPS / 128)
+    assert best.mean() >= 0.9 and progress[-1].dead_share <= 0.05
+    assert progress[-1].l0 < progress[0].l0, "the penalty lowers L0"
+
+
+def test_the_target_loss_drives_l0_to_its_target(planted: Planted) -> None:
+    config = TrainingConfig(n_tokens=STEPS * 512, batch_tokens=512, learning_rate=6e-3)
+    progress = list(Training(made("jumprelu", 512), config, planted).run())
+    assert progress[0].l0 == pytest.approx(12, rel=0.1), "thresholds start at twice the target"
+    assert progress[-1].l0 == pytest.approx(6, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["standard", "gated", "jumprelu"])
+def test_features_without_a_k_start_sparse(name: str, planted: Planted) -> None:
+    training = Training(made(name, 512), TrainingConfig(n_tokens=512, batch_tokens=512), planted)
+    assert training.advance().l0 == pytest.approx(12, rel=0.1)
+
+
+def test_k_starts_larger_and_comes_down(small: Planted) -> None:
+    config = TrainingConfig(n_tokens=40 * 64, batch_tokens=64, start_k_multiple=3.0, sparsity_warmup_share=0.5)
+    l0 = [progress.l0 for progress in Training(recipe("batchtopk", n_features=32, k=4), config, small).run()]
+    assert l0[0] > 10 and l0[30:] == [4.0] * 10
+    assert all(later <= earlier for earlier, later in zip(l0, l0[1:], strict=False))
+
+
+def test_b_dec_may_start_from_the_geometric_median(small: Planted) -> None:
+    far = Planted(n_features=24, d=8, l0=2.0, n_tokens=1024)
+    far.sites[0][:10] += 1e4
+    centers = {}
+    for center in ("mean", "geometric_median"):
+        config = TrainingConfig(n_tokens=640, batch_tokens=64, center=center)
+        training = Training(made("topk", 32), config, far)
+        centers[center] = training.trainee.b_dec.detach() / training.site_scales[0]
+    usual = small.sample()[0].mean(dim=0)
+    assert (centers["geometric_median"] - usual).norm() < 1 < (centers["mean"] - usual).norm()
+
+
+def test_dead_features_are_resampled_along_the_errors(small: Planted) -> None:
+    config = TrainingConfig(n_tokens=40 * 64, batch_tokens=64, resample_every_steps=10, dead_after_tokens=200)
+    training = Training(recipe("topk", n_features=32, k=3, auxk_weight=0.0), config, small)
+    for _ in range(9):
+        training.advance()
+    training.tokens_since_fired[[3, 17]] = 10**6
+    before = training.trainee.W_dec.detach().clone()
+    training.advance()
+    changed = (training.trainee.W_dec.detach() - before).norm(dim=1)
+    assert changed[[3, 17]].min() > 0.3
+    assert training.tokens_since_fired[[3, 17]].tolist() == [0, 0]
+    norms = training.trainee.W_dec.detach().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-5, rtol=0)
+    alive = training.trainee.encoder_rows.detach().norm(dim=1)
+    assert alive[3] == pytest.approx(0.2 * alive.median().item(), rel=0.5)
+    moments = training.optimizer.state[training.trainee.encoder_rows]["exp_avg"]
+    assert not moments[[3, 17]].any() and moments.any()
+
+
+class Counted(Planted):
+    """Says how often it was read."""
+
+    reads: list[int]
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        self.reads.append(step)
+        return super().batch(step)
+
+
+def test_trainings_that_go_together_read_each_batch_once_and_end_as_alone() -> None:
+    data = Counted(n_features=24, d=8, l0=2.0, n_tokens=1024)
+    data.batch_tokens, data.reads = 64, []
+    names = ["topk", "standard", "transcoder", "crosscoder"]
+    together = [small_training(name, data) for name in names]
+    together[1].plan = together[1].plan._replace(n_steps=25)
+    told: dict[int, list[int]] = {}
+    for which, progress in train_together(together):
+        told.setdefault(which, []).append(progress.step)
+    assert data.reads == list(range(40))
+    assert told == {0: list(range(40)), 1: list(range(25)), 2: list(range(40)), 3: list(range(40))}
+    alone = small_training("crosscoder", data)
+    list(alone.run())
+    for key, tensor in alone.trainee.state_dict().items():
+        assert torch.equal(tensor, together[3].trainee.state_dict()[key]), key
+
+
+def test_one_that_was_resumed_further_on_waits(small: Planted) -> None:
+    first, second = small_training("topk", small), small_training("topk", small)
+    for _ in range(7):
+        second.advance()
+    order = [(which, progress.step) for which, progress in train_together([first, second])]
+    assert order[:8] == [*((0, step) for step in range(7)), (0, 7)] and order[8] == (1, 7)
+
+
+def test_trainings_over_different_batches_do_not_go_together(small: Planted, planted: Planted) -> None:
+    with pytest.raises(ConfigError, match="go together over one object of batches"):
+        next(train_together([small_training("topk", small), small_training("topk", planted)]))
 
 
 def test_learning_rate_warms_up_stays_and_decays() -> None:
