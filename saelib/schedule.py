@@ -33,9 +33,7 @@ class TrainingConfig(Frozen):
     product: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the product that chooses features; weights and values are float32 in any case."""
     stream: bool = False
-    """Train straight from the language model, through a shuffle buffer, with nothing on disk."""
-    buffer_tokens: PositiveInt = 131_072
-    """Rows that are shuffled together while streaming."""
+    """Train straight from the language model, holding one shard at a time, with nothing on disk."""
     checkpoint_every_steps: PositiveInt = 200
     seed: int = 0
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +14,7 @@ from saelib.activations import SITE
 from saelib.errors import CheckpointError, ConfigError
 from saelib.rng import random_order
 
-__all__ = ["ShuffledRows"]
+__all__ = ["Rows", "ShuffledRows"]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -59,79 +58,99 @@ class _Column:
             os.close(self._file)
 
 
-class ShuffledRows:
-    """Harvested rows of some sites as batches for training, epoch after epoch; row i is one token at all of them.
+class Rows:
+    """Rows of shards as batches, epoch after epoch: the shards in a seeded order, the rows of each as they stand there.
 
-    `interleave` shards are read in turn, a slice of each, so that a batch mixes the documents of all of them.
+    Rows were permuted when they were harvested and documents shared out by hash, so that reading in order is a good
+    shuffle. Sizes of shards are asked for when a batch reaches them.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        paths: Sequence[Path],
-        sites: Sequence[int],
-        batch_tokens: int,
-        seed: int,
-        device: str = "cpu",
-        interleave: int = 8,
-    ) -> None:
-        self.columns = [[_Column(path, SITE.format(site)) for site in sites] for path in paths]
-        self.sizes = [columns[0].shape[0] for columns in self.columns]
-        self.n_rows = sum(self.sizes)
-        if self.n_rows < batch_tokens:
-            raise ConfigError(
-                f"the corpus gives {self.n_rows} training tokens, fewer than one batch of {batch_tokens}; "
-                "add text or lower training.batch_tokens"
-            )
-        self.batch_tokens, self.seed, self.device = batch_tokens, seed, device
-        self.interleave = interleave
-        self._epoch = -1
-        self._pieces: list[tuple[int, int, int]] = []
+    def __init__(self, n_shards: int, batch_tokens: int, seed: int) -> None:
+        self.n_shards, self.batch_tokens, self.seed = n_shards, batch_tokens, seed
         self._starts: list[int] = []
+        self._shards: list[int] = []
+        self._stop = 0
+
+    def size(self, shard: int) -> int:
+        """Rows of a shard."""
+        raise NotImplementedError
+
+    def read(self, shard: int, first: int, count: int) -> list[Tensor]:
+        """Some rows of a shard, one tensor a site, in the dtype that they are kept in."""
+        raise NotImplementedError
 
     def batch(self, step: int) -> tuple[Float[Tensor, "batch _"], ...]:
-        """Batch `step`: rows step · batch_tokens … of the endless sequence of epochs, in the dtype they are kept in."""
+        """Rows step · batch_tokens … of the endless sequence of epochs; the same whenever they are asked for."""
         return self._rows(step * self.batch_tokens, self.batch_tokens)
 
     def sample(self) -> tuple[Float[Tensor, "sample _"], ...]:
         """The first rows of the first epoch, for scale and mean."""
-        return self._rows(0, min(self.n_rows, 8 * self.batch_tokens, 65_536))
+        return self._rows(0, min(8 * self.batch_tokens, 65_536))
 
     def position(self) -> dict[str, int]:
-        """Nothing: any step can be had at any time."""
+        """What a checkpoint must know of the stream: nothing, where any row can be had at any time."""
         return {}
 
     def seek(self, position: dict[str, int]) -> None:
-        """Nothing to do."""
+        """Told what `position` said."""
 
     def _rows(self, first: int, count: int) -> tuple[Tensor, ...]:
-        out = [torch.empty(count, column.shape[1], dtype=column.dtype) for column in self.columns[0]]
-        done = 0
+        parts, done = [], 0
         while done < count:
-            epoch, row = divmod(first + done, self.n_rows)
-            self._open(epoch)
-            index = bisect.bisect_right(self._starts, row) - 1
-            shard, start, size = self._pieces[index]
-            skip = row - self._starts[index]
-            take = min(size - skip, count - done)
-            for column, rows in zip(self.columns[shard], out, strict=True):
-                column.read(start + skip, rows[done : done + take])
+            self._reach(first + done)
+            index = bisect.bisect_right(self._starts, first + done) - 1
+            shard, skip = self._shards[index], first + done - self._starts[index]
+            take = min(self.size(shard) - skip, count - done)
+            parts.append(self.read(shard, skip, take))
             done += take
-        return tuple(rows.to(self.device) for rows in out)
+        return tuple(torch.cat(site) if len(site) > 1 else site[0] for site in zip(*parts, strict=True))
 
-    def _open(self, epoch: int) -> None:
-        """Lay out an epoch: shards in a seeded order, `interleave` at a time, in turn by slices."""
-        if epoch == self._epoch:
-            return
-        order = random_order(len(self.columns), "epoch", self.seed, epoch)
-        size = max(1, self.batch_tokens // self.interleave)
-        pieces = []
-        for start in range(0, order.size, self.interleave):
-            group = [int(shard) for shard in order[start : start + self.interleave]]
-            longest = max(self.sizes[shard] for shard in group)
-            for first in range(0, longest, size):
-                for shard in group:
-                    rest = self.sizes[shard] - first
-                    if rest > 0:
-                        pieces.append((shard, first, min(size, rest)))
-        self._pieces, self._epoch = pieces, epoch
-        self._starts = [0, *np.cumsum([piece[2] for piece in pieces])[:-1].tolist()]
+    def _reach(self, row: int) -> None:
+        """Lay out shards until one holds the row; shards without rows are passed over."""
+        while row >= self._stop:
+            if len(self._shards) % self.n_shards == 0:
+                self._lay_out(len(self._shards) // self.n_shards)
+            shard = self._order[len(self._shards) % self.n_shards]
+            self._starts.append(self._stop)
+            self._shards.append(shard)
+            self._stop += self.size(shard)
+
+    def _lay_out(self, epoch: int) -> None:
+        if epoch == 1 and self._stop < self.batch_tokens:
+            raise ConfigError(too_few(self._stop, self.batch_tokens))
+        self._order = random_order(self.n_shards, "epoch", self.seed, epoch).tolist()
+
+
+def too_few(n_rows: int, batch_tokens: int) -> str:
+    """What to say of a corpus that does not fill a batch."""
+    return (
+        f"the corpus gives {n_rows} training tokens, fewer than one batch of {batch_tokens}; "
+        "add text or lower training.batch_tokens"
+    )
+
+
+class ShuffledRows(Rows):
+    """Harvested rows of some sites, read from activation shards; row i is one token at all of them."""
+
+    def __init__(
+        self, paths: Sequence[Path], sites: Sequence[int], batch_tokens: int, seed: int, device: str = "cpu"
+    ) -> None:
+        super().__init__(len(paths), batch_tokens, seed)
+        self.columns = [[_Column(path, SITE.format(site)) for site in sites] for path in paths]
+        self.device = device
+        n_rows = sum(columns[0].shape[0] for columns in self.columns)
+        if n_rows < batch_tokens:
+            raise ConfigError(too_few(n_rows, batch_tokens))
+
+    def size(self, shard: int) -> int:
+        """Rows of a shard, as its file says."""
+        return int(self.columns[shard][0].shape[0])
+
+    def read(self, shard: int, first: int, count: int) -> list[Tensor]:
+        """Rows from the files, on the device."""
+        sites = []
+        for column in self.columns[shard]:
+            rows = torch.empty(count, column.shape[1], dtype=column.dtype)
+            column.read(first, rows)
+            sites.append(rows.to(self.device))
+        return sites

@@ -1,123 +1,51 @@
-"""Harvest → train with nothing on disk: the language model runs just ahead of training, through a shuffle buffer.
+"""Harvest → train with nothing on disk: the rows that a harvest would write, in the order it would be read in.
 
-The stream is one long row of rows: the batches of the corpus in a seeded order, epoch after epoch, shuffled a buffer at
-a time. Where a buffer starts is a small position, so that a resumed run harvests one buffer anew and goes on exactly.
+One shard is held at a time. The language model runs once an epoch over each shard, so that a run of one epoch costs
+what a harvest costs; what trains from a stream equals, bit for bit, what trains from the shards on disk.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from saelib.activations import Harvester
-from saelib.errors import ConfigError
-from saelib.rng import random_order
+from saelib.shuffled import Rows
 from saelib.text import TokenShard
 
 __all__ = ["StreamedRows"]
 
 
-class _Position(NamedTuple):
-    """Where a buffer starts: at which row of the stream, in which epoch, after how many batches of it."""
+class StreamedRows(Rows):
+    """Rows of the harvester's sites; `load` gives a token shard by its number."""
 
-    row: int
-    epoch: int
-    n_batches: int
-
-
-class _Buffer(NamedTuple):
-    start: _Position
-    next: _Position
-    sites: list[Tensor]
-
-
-class StreamedRows:
-    """Rows of the harvester's sites as batches for training; row i is one token at all of them.
-
-    `load` gives a token shard by its number. Memory: two buffers of `buffer_tokens` rows, and the language model.
-    """
-
-    def __init__(  # noqa: PLR0913
-        self,
-        harvester: Harvester,
-        n_shards: int,
-        load: Callable[[int], TokenShard],
-        batch_tokens: int,
-        seed: int,
-        buffer_tokens: int = 131_072,
+    def __init__(
+        self, harvester: Harvester, load: Callable[[int], TokenShard], n_shards: int, batch_tokens: int, seed: int
     ) -> None:
-        self.harvester, self.n_shards, self.load = harvester, n_shards, load
-        self.batch_tokens, self.seed, self.buffer_tokens = batch_tokens, seed, max(buffer_tokens, batch_tokens)
-        start = _Position(0, 0, 0)
-        self._known = {start.row: start}
-        self._buffers: list[_Buffer] = []
+        super().__init__(n_shards, batch_tokens, seed)
+        self.harvester, self.load = harvester, load
+        self._sizes: dict[int, int] = {}
+        self._held: tuple[int, list[Tensor]] = (-1, [])
 
-    def batch(self, step: int) -> tuple[Float[Tensor, "batch _"], ...]:
-        """Batch `step`, in the dtype of the language model. Steps may be asked for in any order; forward is cheap."""
-        return self._rows(step * self.batch_tokens, self.batch_tokens)
+    def size(self, shard: int) -> int:
+        """Rows of a shard: harvested to know it, unless a checkpoint said so."""
+        if shard not in self._sizes:
+            self._sizes[shard] = self._sites(shard)[0].shape[0]
+        return self._sizes[shard]
 
-    def sample(self) -> tuple[Float[Tensor, "sample _"], ...]:
-        """The first rows of the stream, for scale and mean."""
-        return self._rows(0, min(self.buffer_tokens, 8 * self.batch_tokens, 65_536))
+    def read(self, shard: int, first: int, count: int) -> list[Tensor]:
+        """Rows of the shard that is held, or of another, which is held from now on."""
+        return [site[first : first + count].to(self.harvester.lm.device) for site in self._sites(shard)]
 
     def position(self) -> dict[str, int]:
-        """Where the buffer of the last batch starts."""
-        return self._buffers[0].start._asdict() if self._buffers else {}
+        """The sizes of the shards seen so far: with them a resumed run harvests only the shard that it stands in."""
+        return {str(shard): size for shard, size in self._sizes.items()}
 
     def seek(self, position: dict[str, int]) -> None:
-        """Remember where a buffer starts, so that its rows can be had without those before it."""
-        if position:
-            self._known[position["row"]] = _Position(**position)
+        """Told the sizes."""
+        self._sizes |= {int(shard): size for shard, size in position.items()}
 
-    def _rows(self, first: int, count: int) -> tuple[Tensor, ...]:
-        self._reach(first, first + count)
-        parts = []
-        for buffer in self._buffers:
-            skip = max(0, first - buffer.start.row)
-            parts.append([site[skip : first + count - buffer.start.row] for site in buffer.sites])
-        return tuple(torch.cat(site) for site in zip(*parts, strict=True))
-
-    def _reach(self, first: int, stop: int) -> None:
-        """Hold the buffers of rows first … stop, and no others."""
-        self._buffers = [buffer for buffer in self._buffers if buffer.start.row <= first < buffer.next.row]
-        while not self._buffers or self._buffers[-1].next.row < stop:
-            following = self._buffers[-1].next if self._buffers else self._nearest(first)
-            self._buffers.append(self._fill(following))
-            self._buffers = [buffer for buffer in self._buffers if first < buffer.next.row]
-
-    def _nearest(self, row: int) -> _Position:
-        """The last known start of a buffer at or before a row."""
-        return self._known[max(known for known in self._known if known <= row)]
-
-    def _fill(self, start: _Position) -> _Buffer:
-        rows: list[list[Tensor]] = []
-        n_rows, after, reads = 0, start, self._reads(start)
-        while n_rows < self.buffer_tokens:
-            after, read = next(reads)
-            rows.append(read)
-            n_rows += read[0].shape[0]
-        order = torch.from_numpy(random_order(n_rows, "buffer", self.seed, start.epoch, start.n_batches))
-        sites = [torch.cat(site)[order.to(site[0].device)] for site in zip(*rows, strict=True)]
-        buffer = _Buffer(start, after._replace(row=start.row + n_rows), sites)
-        self._known[buffer.next.row] = buffer.next
-        return buffer
-
-    def _reads(self, start: _Position) -> Iterator[tuple[_Position, list[Tensor]]]:
-        """Batches of the corpus from a position on, without end, each with the position after it."""
-        epoch, skip = start.epoch, start.n_batches
-        while True:
-            index = n_rows = 0
-            for shard_index in random_order(self.n_shards, "stream", self.seed, epoch).tolist():
-                shard = self.load(shard_index)
-                batches = self.harvester.batches(shard)
-                for which in random_order(len(batches), "stream", self.seed, epoch, shard_index).tolist():
-                    index += 1
-                    if index > skip:
-                        read = self.harvester.read(shard, batches[which], f"shard {shard_index}").sites
-                        n_rows += read[0].shape[0]
-                        yield _Position(0, epoch, index), read
-            if n_rows == 0 and skip == 0:
-                raise ConfigError("the corpus has no token to train on: all are special tokens or attention sinks")
-            epoch, skip = epoch + 1, 0
+    def _sites(self, shard: int) -> list[Tensor]:
+        if self._held[0] != shard:
+            self._held = (-1, [])  # let go of one before the next is made
+            self._held = (shard, self.harvester(self.load(shard), f"shard {shard}").sites)
+        return self._held[1]

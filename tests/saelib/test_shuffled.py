@@ -26,22 +26,22 @@ def saved(folder: Path, sizes: list[int], dtype: torch.dtype = torch.float32) ->
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=7),
     batch=st.integers(1, 30),
-    interleave=st.integers(1, 4),
     seed=st.integers(0, 5),
 )
 def test_an_epoch_is_a_permutation_of_all_rows(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], batch: int, interleave: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], batch: int, seed: int
 ) -> None:
     paths, rows = saved(tmp_path_factory.mktemp("rows"), sizes)
     n = rows.shape[0]
     if n < batch:
         return
-    reader = ShuffledRows(paths, (0,), batch, seed, interleave=interleave)
+    reader = ShuffledRows(paths, (0,), batch, seed)
     read = torch.cat([reader.batch(step)[0] for step in range(2 * n // batch + 1)])
     for epoch in range(2):
         mine = read[epoch * n : (epoch + 1) * n]
         assert torch.equal(mine[mine[:, 0].argsort()][: mine.shape[0]], rows[: mine.shape[0]]) or mine.shape[0] < n
-    assert torch.equal(reader.sample()[0], read[: min(n, 8 * batch)])
+    m = min(read.shape[0], 8 * batch)
+    assert torch.equal(reader.sample()[0][:m], read[:m])
 
 
 def test_a_batch_is_a_function_of_its_step(tmp_path: Path) -> None:
@@ -51,12 +51,6 @@ def test_a_batch_is_a_function_of_its_step(tmp_path: Path) -> None:
     for step in (29, 3, 17, 0, 28):
         assert torch.equal(back.batch(step)[0], batches[step])
     assert not torch.equal(ShuffledRows(paths, (0,), 6, 4).batch(0)[0], batches[0])
-
-
-def test_a_batch_mixes_the_shards(tmp_path: Path) -> None:
-    paths, _ = saved(tmp_path, [64, 64, 64, 64])
-    batch = ShuffledRows(paths, (0,), 32, 0, interleave=4).batch(0)[0]
-    assert sorted(set((batch[:, 0] // 64).long().tolist())) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -1,10 +1,11 @@
-"""Streaming gives the rows that a harvest writes, in a seeded order, and goes on from any position."""
+"""A stream is a harvest that is not written: the same rows in the same order, one shard at a time."""
 
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import token_shard
 
 from saelib.activations import HarvestConfig, Harvester
@@ -13,6 +14,7 @@ from saelib.base import Site
 from saelib.errors import ConfigError
 from saelib.lm import LanguageModel
 from saelib.schedule import TrainingConfig
+from saelib.shuffled import Rows, ShuffledRows
 from saelib.streaming import StreamedRows
 from saelib.text import TokenShard
 from saelib.training import Training
@@ -31,7 +33,7 @@ def shards() -> list[TokenShard]:
     return made
 
 
-def streamed(lm: LanguageModel, loads: list[int] | None = None, buffer: int = 60, batch: int = BATCH) -> StreamedRows:
+def streamed(lm: LanguageModel, loads: list[int] | None = None) -> StreamedRows:
     corpus = shards()
 
     def load(index: int) -> TokenShard:
@@ -39,84 +41,69 @@ def streamed(lm: LanguageModel, loads: list[int] | None = None, buffer: int = 60
             loads.append(index)
         return corpus[index]
 
-    return StreamedRows(Harvester(lm, CONFIG, (None, None)), len(corpus), load, batch, 7, buffer)
+    return StreamedRows(Harvester(lm, CONFIG, (None, None)), load, len(corpus), BATCH, 7)
 
 
-def sorted_rows(rows: torch.Tensor) -> torch.Tensor:
-    return rows[np.lexsort(rows.numpy().round(4).T)]
+def written(lm: LanguageModel, folder: Path) -> ShuffledRows:
+    paths = []
+    for index, shard in enumerate(shards()):
+        paths.append(folder / f"shard-{index}.safetensors")
+        save_file(Harvester(lm, CONFIG, (None, None))(shard, "shard").tensors(), paths[-1])
+    return ShuffledRows(paths, (0, 1), BATCH, 7)
 
 
-def test_an_epoch_of_the_stream_is_what_a_harvest_writes(tiny_lm: LanguageModel) -> None:
-    harvester = Harvester(tiny_lm, CONFIG, (None, None))
-    harvests = [harvester(shard, "shard") for shard in shards()]
-    for site in range(2):
-        written = torch.cat([harvest.sites[site] for harvest in harvests])
-        n = written.shape[0]
-        stream = streamed(tiny_lm, batch=n)
-        first = stream.batch(0)[site]
-        torch.testing.assert_close(sorted_rows(first), sorted_rows(written), atol=1e-5, rtol=1e-4)
-        assert not torch.equal(first, stream.batch(1)[site]), "another epoch has another order"
+def test_a_stream_gives_the_rows_that_a_harvest_writes_in_the_same_order(
+    tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
+    stream, disk = streamed(tiny_lm), written(tiny_lm, tmp_path)
+    for step in (*range(40), 3, 0):
+        for site, same in zip(stream.batch(step), disk.batch(step), strict=True):
+            assert torch.equal(site, same), step
+    assert torch.equal(stream.sample()[1], disk.sample()[1])
 
 
-def test_rows_of_two_sites_are_one_token(tiny_lm: LanguageModel) -> None:
-    harvests = [Harvester(tiny_lm, CONFIG, (None, None))(shard, "shard") for shard in shards()]
-    first, second = (torch.cat([harvest.sites[site] for harvest in harvests]) for site in range(2))
-    for x, y in zip(*streamed(tiny_lm).batch(2), strict=True):
-        place = (first - x).abs().sum(dim=1).argmin()
-        torch.testing.assert_close(second[place], y, atol=1e-5, rtol=1e-4)
+def test_one_shard_is_held_and_loaded_once_an_epoch(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    loads: list[int] = []
+    stream, n_rows = streamed(tiny_lm, loads), sum(written(tiny_lm, tmp_path).size(shard) for shard in range(3))
+    for step in range(n_rows // BATCH):
+        stream.batch(step)
+    assert sorted(loads) == [0, 1, 2]
 
 
-def test_a_batch_is_the_same_in_any_order_and_after_a_seek(tiny_lm: LanguageModel) -> None:
-    forward = streamed(tiny_lm)
-    batches = [forward.batch(step)[0] for step in range(25)]
-    back = streamed(tiny_lm)
-    for step in (24, 3, 17, 0, 23):
-        assert torch.equal(back.batch(step)[0], batches[step])
-    forward = streamed(tiny_lm)
-    forward.batch(13)
-    position = forward.position()
-    assert 0 < position["row"] <= 13 * BATCH
-    other = streamed(tiny_lm)
-    other.seek(position)
-    assert torch.equal(other.batch(13)[0], batches[13])
-    assert torch.equal(other.batch(14)[0], batches[14])
-    assert torch.equal(streamed(tiny_lm).sample()[0], torch.cat(batches)[:60])
-
-
-def test_a_seek_spares_the_rows_before_it(tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_stream_loads_only_the_shard_that_it_stands_in(tiny_lm: LanguageModel) -> None:
     stream = streamed(tiny_lm)
-    stream.batch(40)
-    read: Callable[..., object] = Harvester.read
-    reads: list[int] = []
-    monkeypatch.setattr(Harvester, "read", lambda *given: (reads.append(1), read(*given))[1])
-    other = streamed(tiny_lm)
+    rows = stream.batch(40)
+    loads: list[int] = []
+    other = streamed(tiny_lm, loads)
     other.seek(stream.position())
-    other.batch(40)
-    assert len(reads) <= 8, "one buffer, or two where the batch straddles them"
+    assert torch.equal(other.batch(40)[0], rows[0])
+    assert len(loads) <= 2, "the batch may straddle two shards"
 
 
-def test_training_from_a_stream_resumes_bit_for_bit(tiny_lm: LanguageModel, tmp_path) -> None:
+def test_training_from_a_stream_is_training_from_disk_and_resumes_bit_for_bit(
+    tiny_lm: LanguageModel, tmp_path: Path
+) -> None:
     config = TrainingConfig(n_tokens=30 * BATCH, batch_tokens=BATCH, learning_rate=1e-2)
 
-    def training() -> Training:
-        return Training(recipe("batchtopk", n_features=24, k=3), config, streamed(tiny_lm))
+    def training(rows: Rows) -> Training:
+        return Training(recipe("batchtopk", n_features=24, k=3), config, rows)
 
-    whole = training()
+    whole = training(written(tiny_lm, tmp_path))
     told = list(whole.run())
-    first = training()
+    first = training(streamed(tiny_lm))
     for _ in range(17):
         first.advance()
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(first.save())
-    second = training()
+    second = training(streamed(tiny_lm))
     second.restore(path)
     assert list(second.run()) == told[17:]
     for key, tensor in whole.trainee.state_dict().items():
         assert torch.equal(tensor, second.trainee.state_dict()[key]), key
 
 
-def test_a_corpus_of_special_tokens_alone_is_refused(tiny_lm: LanguageModel) -> None:
+def test_a_corpus_that_does_not_fill_a_batch_is_refused(tiny_lm: LanguageModel) -> None:
     shard = token_shard([[0, 1, 1], [0]])
-    stream = StreamedRows(Harvester(tiny_lm, CONFIG, (None, None)), 1, lambda _: shard, 4, 0, 8)
-    with pytest.raises(ConfigError, match="no token to train on"):
+    stream = StreamedRows(Harvester(tiny_lm, CONFIG, (None, None)), lambda _: shard, 1, 4, 0)
+    with pytest.raises(ConfigError, match="0 training tokens, fewer than one batch of 4"):
         stream.batch(0)
