@@ -9,11 +9,17 @@ from typing import Any
 
 import numba
 import numpy as np
+from torch import Tensor
 
-__all__ = ["count_above", "largest_in_rows", "sort_by_column", "write_above"]
+__all__ = ["compiled_for", "count_above", "largest_in_rows", "sort_by_column", "write_above"]
 
 _GROUPS = 256
 """A row is folded to so many maxima; the k-th largest maximum bounds the k-th largest entry from below."""
+
+
+def compiled_for(tensor: Tensor) -> bool:
+    """Whether these kernels can read the tensor; where they cannot, torch's own operations do the same."""
+    return tensor.device.type == "cpu"
 
 
 @numba.njit(cache=True, nogil=True)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelib.kernels import count_above, largest_in_rows, write_above
+from saelib.kernels import compiled_for, count_above, largest_in_rows, write_above
 from saelib.sparse import Firings, dot_pairs, nonzero
 
 __all__ = ["Preactivations", "fast_product"]
@@ -113,7 +113,7 @@ class Preactivations:
             with torch.no_grad():
                 return look(_product(bias, x[rows], weight))
 
-        parts = list(_each(piece, list(self._pieces()), self.x.device.type))
+        parts = list(_each(piece, list(self._pieces()), compiled_for(self.x)))
         counts = torch.cat([part.counts for part in parts])
         starts = torch.zeros(self.n_tokens + 1, dtype=torch.int32, device=counts.device)
         torch.cumsum(counts, 0, out=starts[1:])
@@ -124,9 +124,9 @@ class Preactivations:
         return chosen._replace(value=dot_pairs(chosen, self.x, self.weight.t()).add_(chosen.value))
 
     def _pieces(self) -> Iterator[slice]:
-        kind = self.x.device.type
-        most = PIECE_BYTES.get(kind, PIECE_BYTES["cuda"]) // (self.product.itemsize * self.n_features)
-        size = max(1, min(most, PIECE_TOKENS) if kind == "cpu" else most)
+        on_cpu = compiled_for(self.x)
+        most = PIECE_BYTES["cpu" if on_cpu else "cuda"] // (self.product.itemsize * self.n_features)
+        size = max(1, min(most, PIECE_TOKENS) if on_cpu else most)
         for start in range(0, max(1, self.n_tokens), size):
             yield slice(start, start + size)
 
@@ -136,7 +136,7 @@ _scratch = threading.local()
 
 def _product(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """One piece, in memory that each thread keeps: a fresh one would be faulted in anew for every piece."""
-    if x.device.type != "cpu":
+    if not compiled_for(x):
         return torch.addmm(bias, x, weight)
     wanted = x.shape[0] * weight.shape[1]
     kept = getattr(_scratch, "kept", None)
@@ -151,9 +151,9 @@ def _workers(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, "pieces", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _each(piece: Callable[[slice], _Found], pieces: list[slice], kind: str) -> Iterator[_Found]:
+def _each(piece: Callable[[slice], _Found], pieces: list[slice], in_threads: bool) -> Iterator[_Found]:
     n = torch.get_num_threads()
-    if kind != "cpu" or n == 1 or len(pieces) == 1:
+    if not in_threads or n == 1 or len(pieces) == 1:
         return map(piece, pieces)
     return _workers(n).map(piece, pieces)
 
@@ -164,7 +164,7 @@ def _bits(tensor: Tensor) -> np.ndarray:
 
 def _largest(pre: Tensor, k: int) -> _Found:
     n = pre.shape[0]
-    if pre.device.type != "cpu":
+    if not compiled_for(pre):
         value, feature = pre.topk(k, dim=1)
         feature, order = feature.sort(dim=1)
         value = value.gather(1, order)
@@ -188,7 +188,7 @@ def _largest_of_groups(pre: Tensor, k: int) -> _Found:
 
 def _above(pre: Tensor, bound: Tensor) -> _Found:
     limit = bound.to(pre.dtype)
-    if pre.device.type != "cpu":
+    if not compiled_for(pre):
         mask = pre > limit
         return _Found(mask.sum(dim=1), nonzero(mask) % pre.shape[1], pre[mask])
     counts = np.empty(pre.shape[0], dtype=np.int32)

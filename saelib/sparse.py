@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelib.kernels import sort_by_column
+from saelib.kernels import compiled_for, sort_by_column
 
 __all__ = [
     "ByFeature",
@@ -139,7 +139,7 @@ class ByFeature(NamedTuple):
         """One stable sort serves every weight gradient."""
         device, n = firings.feature.device, firings.feature.numel()
         starts = torch.zeros(firings.n_features + 1, dtype=torch.int32, device=device)
-        if device.type == "cpu":
+        if compiled_for(firings.feature):
             token, order = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
             sort_by_column(*(part.numpy() for part in (firings.row_starts, firings.feature, starts, token, order)))
             return cls(starts, token, order, firings.n_tokens)

@@ -11,6 +11,7 @@ from saelib.architectures import recipe
 from saelib.errors import ConfigError, ShapeError
 from saelib.nonlinearity import Gated, GroupMax, JumpReLU, Nonlinearity, ReLU, TopK, settings_of
 from saelib.preactivations import Preactivations
+from saelib.sparse import ByFeature
 from saelib.trainable import BatchTopK, LearnedReLU, LearnedThreshold, LearnedTopK, Trainable
 from saelib.trainee import Start, Trainee
 
@@ -76,6 +77,19 @@ def test_pieces_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
             torch.testing.assert_close(before.value, after.value)
     assert torch.get_num_threads() == 2, "the workers' one thread is their own"
     torch.set_num_threads(1)
+
+
+def test_torch_finds_what_the_kernels_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    pre, bound = some_pre(5, 90), torch.rand(90)
+    found = pre.largest(6), pre.above(bound), pre.largest_of_groups(9)
+    by = [ByFeature.of(each) for each in found]
+    for module in ("preactivations", "sparse"):
+        monkeypatch.setattr(f"saelib.{module}.compiled_for", lambda tensor: False)
+    for before, after in zip(found, (pre.largest(6), pre.above(bound), pre.largest_of_groups(9)), strict=True):
+        assert all(torch.equal(old, new) for old, new in zip(before[:3], after[:3], strict=True))
+    for before, each in zip(by, found, strict=True):
+        after = ByFeature.of(each)
+        assert all(torch.equal(old, new) for old, new in zip(before[:3], after[:3], strict=True))
 
 
 def test_features_chosen_in_bfloat16_have_exact_values() -> None:
