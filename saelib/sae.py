@@ -23,9 +23,9 @@ __all__ = ["SAE", "InputNorm"]
 
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
-InputNorm = Literal["none", "layer_norm", "constant_norm"]
+InputNorm = Literal["none", "layer_norm", "constant_norm", "layer_norm_in", "constant_norm_in"]
 """layer_norm: (x − mean) / (std + 1e-5), undone by · std + mean, std unbiased; constant_norm: x · sqrt(d_in) / ‖x‖.
-The forms that sae-lens writes."""
+With `_in` it is not undone on the output, as in sae-lens' transcoders, which write another site."""
 
 
 class SAE(nn.Module):
@@ -113,25 +113,29 @@ class SAE(nn.Module):
         """The reconstruction ŷ from what was read and the feature activations, as they are or edited."""
         x = x.to(self.W_enc.dtype)
         y_hat = self.decode(f)
-        if self.input_norm != "none":
+        if self._is_undone:
             shift, _, size = self._norm(x)
             y_hat = y_hat * size + shift
         return y_hat if self.W_skip is None else y_hat + x @ self.W_skip
 
     def gain(self, x: Float[Tensor, "n_tokens d_in"]) -> Float[Tensor, "*n_tokens_or_1 1"]:
         """What one unit of f · W_dec becomes in the output of each token: 1 without an input norm."""
-        return self._norm(x.to(self.W_enc.dtype))[2]
+        return self._norm(x.to(self.W_enc.dtype))[2] if self._is_undone else x.new_ones(1, 1)
 
     def forward(self, x: Float[Tensor, "n_tokens d_in"]) -> Float[Tensor, "n_tokens d_out"]:
         """The reconstruction of what it writes from what it reads."""
         return self.rebuild(x, self.fire(x))
 
+    @property
+    def _is_undone(self) -> bool:
+        return self.input_norm in ("layer_norm", "constant_norm")
+
     def _norm(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is taken from a token, what the rest is divided by, and what the output is multiplied by."""
-        if self.input_norm == "layer_norm":
+        if self.input_norm.startswith("layer_norm"):
             size = x.std(dim=-1, keepdim=True)
             return x.mean(dim=-1, keepdim=True), size + 1e-5, size
-        if self.input_norm == "constant_norm":
+        if self.input_norm.startswith("constant_norm"):
             size = x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / self.d_in**0.5
             return x.new_zeros(1), size, size
         return x.new_zeros(1), x.new_ones(1, 1), x.new_ones(1, 1)

@@ -64,14 +64,17 @@ def test_encode_sparse_holds_what_encode_holds() -> None:
     assert torch.equal(torch.zeros(50, 24).scatter_add(1, feature.long(), value), sae.encode(x))
 
 
-@pytest.mark.parametrize("input_norm", ["layer_norm", "constant_norm"])
-def test_an_input_norm_is_undone_on_the_output(input_norm: InputNorm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("input_norm", ["layer_norm", "constant_norm", "layer_norm_in", "constant_norm_in"])
+def test_an_input_norm_is_undone_on_the_output_unless_it_says_in(input_norm: InputNorm, tmp_path: Path) -> None:
     plain, x = random_sae(), some_x()
     sae = SAE(dict(plain.named_buffers()), plain.nonlinearity, ENDS, "standard", input_norm)
-    shift = x.mean(dim=1, keepdim=True) if input_norm == "layer_norm" else 0.0
-    size = x.std(dim=1, keepdim=True) if input_norm == "layer_norm" else x.norm(dim=1, keepdim=True) / D_MODEL**0.5
-    normed = (x - shift) / (size + (1e-5 if input_norm == "layer_norm" else 0.0))
+    layer = input_norm.startswith("layer_norm")
+    shift = x.mean(dim=1, keepdim=True) if layer else torch.zeros(1)
+    size = x.std(dim=1, keepdim=True) if layer else x.norm(dim=1, keepdim=True) / D_MODEL**0.5
+    normed = (x - shift) / (size + (1e-5 if layer else 0.0))
     torch.testing.assert_close(sae.encode(x), plain.encode(normed))
+    if input_norm.endswith("_in"):
+        size, shift = torch.ones(1, 1), torch.zeros(1)
     torch.testing.assert_close(sae(x), plain(normed) * size + shift)
     torch.testing.assert_close(sae.gain(x), size)
     sae.save(tmp_path)
