@@ -7,17 +7,20 @@ import streamlit as st
 
 from dashboard import data
 from dashboard.building import Work, at_work
-from dashboard.charts import training_curves
 from dashboard.data import Row
 from dashboard.errors import guarded
 from dashboard.navigation import open_page
+from dashboard.parts import training_view
 from dashboard.parts.text import md_escape, visible
+from dashboard.training import runs, view
 
 __all__ = ["page"]
 
 BUILDING_SECONDS = 3.0  # between two looks while a build runs
 IDLE_SECONDS = 20.0
 N_RUNS = 15
+MOST_CURVES = 6
+PANELS = ("fvu", "l0", "dead_share", "tokens_per_second")
 
 
 def page() -> None:
@@ -36,7 +39,7 @@ def _content(was_building: bool) -> None:
         st.rerun()  # begun, or ended: the whole page once more, with the other clock
     if work:
         _at_work(work)
-    for section in (partial(_saes, bool(work)), partial(_training, work), _runs):
+    for section in (partial(_saes, bool(work)), _training, _runs):
         guarded(section)  # a damaged table takes its own section with it, no more
 
 
@@ -93,22 +96,18 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def _training(work: list[Work]) -> None:
-    points = data.ask("training_curves").to_pandas()
-    training = [one.fingerprint for one in work if one.step == "train"]
-    is_shown = points["sae_id"].notna()
-    for fingerprint in training:
-        is_shown |= points["fingerprint"].str.startswith(fingerprint)
-    points = points[is_shown]
-    if points.empty:
+def _training() -> None:
+    """The curves in small: of what trains now, else of the newest SAEs."""
+    known = runs()
+    if not known:
         return
-    names = points["sae_id"].where(points["sae_id"].notna(), "in training · " + points["fingerprint"].str[:8])
-    st.subheader("Training", anchor=False)
-    left, right = st.columns(2)
-    with left:
-        training_curves(points, names, "fvu", "FVU of the batch", is_log=True)
-    with right:
-        training_curves(points, names, "dead_share", "share of dead features", is_log=False)
+    live = [run["id"] for run in known if run["state"] == "running"]
+    chosen = live or [run["id"] for run in known[:MOST_CURVES]]
+    head = st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom")
+    head.subheader("Training", anchor=False, width="content")
+    if head.button("All curves and runs", icon=":material/show_chart:", type="tertiary"):
+        open_page("training", {} if live else {"run": ",".join(chosen)})
+    training_view(view(chosen, known, PANELS), key="training_small", on_ask=lambda: None)
 
 
 def _runs() -> None:
@@ -125,7 +124,7 @@ def _runs() -> None:
             "tokens": runs["n_tokens"],
             "tokens/s": runs["tokens_per_second"],
             "memory": runs["peak_memory_bytes"] / 1e9,
-            "on": [visible(str(device or "")) for device in runs["device"]],
+            "on": [visible(device) if isinstance(device, str) else "" for device in runs["device"]],
             "error": [visible(error) if isinstance(error, str) else "" for error in runs["error"]],
         }
     )

@@ -1,6 +1,6 @@
-"""The feature view: one Streamlit component that draws a feature, moves between features and takes labels.
+"""The components of the pages: the feature view, and the curves of training.
 
-It is drawn in the browser from JSON with createElement, textContent and SVG alone.
+Both are drawn in the browser from JSON with createElement, textContent and SVG alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,22 +9,30 @@ from typing import Any
 
 import streamlit as st
 
-__all__ = ["feature_view"]
+__all__ = ["feature_view", "training_view"]
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("elements.js", "card.js", "form.js", "feature_view.js")
 
 
 def _read(*names: str) -> str:
     return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in names)
 
 
+def _registered(name: str, *scripts: str) -> Any:
+    html, css = _read(f"{name}.html"), _read(f"{name}.css")
+    return st.components.v2.component(f"almanac.{name}", html=html, css=css, js=_read("elements.js", *scripts))
+
+
 # registered once, at import: doing it again makes the browser load it again
-_component = st.components.v2.component(
-    "almanac.feature_view", html=_read("feature_view.html"), css=_read("feature_view.css"), js=_read(*SCRIPTS)
-)
+_feature_view = _registered("feature_view", "card.js", "form.js", "feature_view.js")
+_training_view = _registered("training_view", "scales.js", "panel.js", "runs.js", "training_view.js")
 
 
 def feature_view(data: Mapping[str, Any], key: str, on_ask: Callable[[], None]) -> None:
     """Draw `data`. What the browser asks for lies in st.session_state[key]["ask"] while `on_ask` runs."""
-    _component(data=dict(data), key=key, on_ask_change=on_ask)
+    _feature_view(data=dict(data), key=key, on_ask_change=on_ask)
+
+
+def training_view(data: Mapping[str, Any], key: str, on_ask: Callable[[], None]) -> None:
+    """Draw the curves in `data`; asked is for other runs, in the same way."""
+    _training_view(data=dict(data), key=key, on_ask_change=on_ask)

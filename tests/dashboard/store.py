@@ -20,6 +20,7 @@ N_FEATURES = 30
 N_SEQUENCES = 12
 SEQUENCE_TOKENS = 40
 TRAIN = "aa" * 32
+HOSTILE_TRAIN = "bb" * 32
 
 #: Each would, somewhere, run a script, fetch something, break out of an element, or hide.
 HOSTILE = (
@@ -45,8 +46,9 @@ def make_store(folder: Path) -> Store:
     """Two families, the second with a hostile name; two labels and a tag by `eve`, all hostile."""
     store = Store.create(folder)
     publish(store, publication(FAMILY, TRAIN))
-    publish(store, publication(HOSTILE_FAMILY, "bb" * 32, n_features=8))
+    publish(store, publication(HOSTILE_FAMILY, HOSTILE_TRAIN, n_features=8))
     append(store, "train_progress", training(TRAIN), fingerprint=TRAIN)
+    append(store, "train_progress", training(HOSTILE_TRAIN, "other", HOSTILE[0]), fingerprint=HOSTILE_TRAIN)
     append(store, "run", runs(), fingerprint="cc" * 32)
     with Labels(store) as labels:
         for feature, text in enumerate(HOSTILE[:11], start=10):
@@ -180,7 +182,7 @@ def examples(n: int) -> dict[str, Any]:
     }
 
 
-def training(fingerprint: str, run_id: str = "run") -> dict[str, Any]:
+def training(fingerprint: str, run_id: str = "run", term: str = "auxk") -> dict[str, Any]:
     n = 40
     return {
         "run_id": [run_id] * n,
@@ -190,6 +192,7 @@ def training(fingerprint: str, run_id: str = "run") -> dict[str, Any]:
         "l0": [16.0] * n,
         "dead_share": [0.1] * n,
         "loss": 1 / np.arange(1, n + 1),
+        "loss_terms": [[("reconstruction", 0.9 / at), (term, 0.1 / at)] for at in range(1, n + 1)],
     }
 
 

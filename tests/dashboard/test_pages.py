@@ -14,7 +14,7 @@ from catalog.locks import exclusive
 from dashboard import data
 
 Show = Callable[..., AppTest]
-PAGES = ("overview", "features", "feature", "sql")
+PAGES = ("overview", "features", "feature", "training", "sql")
 
 
 def texts(page: AppTest) -> str:
@@ -47,7 +47,7 @@ def test_without_a_store_every_page_says_how_to_make_one(
     assert "almanac build" in texts(page) and str(tmp_path / "nowhere") in texts(page)
 
 
-@pytest.mark.parametrize("name", PAGES[:3])
+@pytest.mark.parametrize("name", PAGES[:4])
 def test_an_empty_store_says_how_to_fill_it(
     show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -76,7 +76,10 @@ def test_a_url_that_means_nothing_says_what_there_is(
     assert said in texts(page)
 
 
-@pytest.mark.parametrize(("table", "name"), [("feature", "features"), ("example", "feature"), ("run", "overview")])
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [("feature", "features"), ("example", "feature"), ("run", "overview"), ("train_progress", "training")],
+)
 def test_a_damaged_table_is_named_and_the_rest_still_works(show: Show, own: Store, table: str, name: str) -> None:
     for path in (own.catalog / table).rglob("part-0.parquet"):
         path.chmod(0o644)
