@@ -64,7 +64,7 @@ def jumprelu(  # noqa: PLR0913
     k: int = 32,
     loss: Literal["target", "step", "tanh"] = "target",
     l0_weight: float | None = None,
-    bandwidth: float = 0.1,
+    bandwidth: float = 2.0,
     auxk_weight: float = 1 / 32,
 ) -> Recipe:
     """A learned threshold a feature, straight-through (Rajamanoharan et al. 2024b, arXiv:2407.14435).
@@ -95,7 +95,8 @@ def matryoshka(
     shares = tuple(float(share) for share in prefixes)
     if not shares or shares[-1] != 1 or list(shares) != sorted(set(shares)) or shares[0] <= 0:
         raise ConfigError(f"prefixes {list(prefixes)} are no increasing shares that end at 1, as [0.25, 0.5, 1.0] is")
-    return batchtopk(n_features, k, auxk_weight)._replace(architecture="matryoshka", prefixes=shares)
+    objective = (Reconstruction(weights=shares), AuxK(weight=auxk_weight))
+    return Recipe("matryoshka", n_features, BatchTopK(k=k), objective, prefixes=shares)
 
 
 def transcoder(n_features: int, k: int = 32, auxk_weight: float = 1 / 32) -> Recipe:

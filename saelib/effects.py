@@ -1,11 +1,12 @@
 """What a feature is worth to the model: the change of its loss when the feature is taken out.
 
-delta_ce_linear = −Σ f · (∂CE/∂x · d) / predictions for every feature from one backward pass; delta_ce the same by true
-ablation, x → x − f d, for a sample of features. Positive: without the feature the model predicts worse.
+delta_ce_linear = −Σ f · (∂CE/∂y · d) / predictions for every feature from one backward pass; delta_ce the same by true
+ablation, y → y − f d, for a sample of features. Positive: without the feature the model predicts worse. Both hold every
+written site y at its clean value but for the feature, so that what an early one does to a later one is not counted
+twice.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,16 @@ from torch import Tensor
 
 from saelib.base import Frozen, Site
 from saelib.batches import Batch
-from saelib.evaluation import chosen_batches, kept_positions, next_token_loss
+from saelib.evaluation import (
+    Limits,
+    by_site,
+    chosen_batches,
+    kept_positions,
+    looking,
+    next_token_loss,
+    rows_at,
+    sites_of,
+)
 from saelib.lm import LanguageModel, patch_sites
 from saelib.rng import mix
 from saelib.sae import SAE
@@ -50,7 +60,7 @@ def loss_effects(
     lm: LanguageModel,
     sae: SAE,
     shards: Sequence[TokenShard],
-    max_norm: float | None,
+    max_norm: Limits,
     config: EffectsConfig,
     tick: Callable[[int], None] = lambda _: None,
 ) -> LossEffects:
@@ -79,56 +89,61 @@ def _forward(lm: LanguageModel, batch: Batch) -> Tensor:
     return next_token_loss(logits, batch)
 
 
-def _linear(lm: LanguageModel, sae: SAE, batch: Batch, max_norm: float | None) -> np.ndarray:
-    """Σ f · (∂CE/∂x · d) of each feature on one batch."""
-    seen: list[Tensor] = []
+def _linear(lm: LanguageModel, sae: SAE, batch: Batch, max_norm: Limits) -> np.ndarray:
+    """Σ f · (∂CE/∂y · d) of each feature on one batch, summed over the written sites."""
+    leaves: dict[Site, Tensor] = {}
 
-    def watch(x: Tensor) -> Tensor:
-        seen.append(x.detach().requires_grad_())
-        return seen[0]
+    def watch(site: Site) -> Callable[[Tensor], Tensor]:
+        def cut(x: Tensor) -> Tensor:
+            leaves[site] = x.detach().requires_grad_()
+            return leaves[site]
 
-    with torch.enable_grad(), patch_sites(lm, {sae.ends.write[0]: watch}):
+        return cut
+
+    watched = patch_sites(lm, {site: watch(site) for site in sae.ends.write})
+    with torch.enable_grad(), watched, looking(lm, sites_of(sae.ends)) as seen:
         _forward(lm, batch).sum().backward()  # type: ignore[no-untyped-call]
-    x, gradient = seen[0].detach(), seen[0].grad
-    if gradient is None:
-        return np.zeros(sae.n_features)
-    keep = kept_positions(lm, batch, x, max_norm)
-    firings = sae.fire(x[keep].float())
-    part = firings.value * dot_pairs(firings, gradient[keep].float().contiguous(), sae.W_dec)
+    clean = {site: x.detach() for site, x in seen.items()}
+    keep = kept_positions(lm, batch, clean, max_norm)
+    x = rows_at(clean, sae.ends.read, keep)
+    firings = sae.fire(x)
+    slopes = {site: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for site, leaf in leaves.items()}
+    slope = (rows_at(slopes, sae.ends.write, keep) * sae.gain(x)).contiguous()
+    part = firings.value * dot_pairs(firings, slope, sae.W_dec)
     by_feature = torch.zeros(sae.n_features, dtype=torch.float64, device=part.device)
     return by_feature.index_add_(0, firings.feature, part.double()).cpu().numpy()
 
 
 def _ablated(
-    lm: LanguageModel, sae: SAE, batches: list[tuple[TokenShard, Batch]], features: np.ndarray, max_norm: float | None
+    lm: LanguageModel, sae: SAE, batches: list[tuple[TokenShard, Batch]], features: np.ndarray, max_norm: Limits
 ) -> tuple[np.ndarray, int]:
     """Mean change of the loss when each feature is subtracted; sequences on which it does not fire are skipped."""
     change, predictions = np.zeros(features.size), 0
     for _, batch in batches:
         predictions += int(batch.attention_mask[:, 1:].sum())
-        x, clean = _clean(lm, sae.ends.write[0], batch)
-        keep = kept_positions(lm, batch, x, max_norm)
+        with torch.no_grad(), looking(lm, sites_of(sae.ends)) as seen:
+            clean = _forward(lm, batch).sum(dim=1)
+        keep = kept_positions(lm, batch, seen, max_norm)
         f = torch.zeros(*keep.shape, features.size, device=keep.device)
-        f[keep] = sae.fire(x[keep].float()).columns(torch.from_numpy(features))
+        x = rows_at(seen, sae.ends.read, keep)
+        f[keep] = sae.fire(x).columns(torch.from_numpy(features)) * sae.gain(x)
         for index, feature in enumerate(features):
-            rows = f[:, :, index].any(dim=1).nonzero().squeeze(1).cpu()
+            rows = f[:, :, index].any(dim=1).nonzero().squeeze(1)
             if rows.numel() == 0:
                 continue
-            part = Batch(batch.sequences[rows.numpy()], batch.input_ids[rows], batch.attention_mask[rows])
-            taken = (f[rows, :, index].unsqueeze(-1) * sae.W_dec[feature]).to(x.dtype)
-            with torch.no_grad(), patch_sites(lm, {sae.ends.write[0]: partial(torch.sub, other=taken)}):
+            here = rows.cpu()
+            part = Batch(batch.sequences[here.numpy()], batch.input_ids[here], batch.attention_mask[here])
+            taken = by_site(f[rows, :, index].unsqueeze(-1) * sae.W_dec[feature], sae.ends.write, seen)
+            left = {site: seen[site][rows] - part_of.to(seen[site].dtype) for site, part_of in taken.items()}
+            with torch.no_grad(), patch_sites(lm, _set_to(left)):
                 change[index] += float((_forward(lm, part).sum(dim=1) - clean[rows]).double().sum())
     return change / max(1, predictions), predictions
 
 
-def _clean(lm: LanguageModel, site: Site, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The site's activations, and the loss of each sequence."""
-    seen: list[Tensor] = []
+def _set_to(values: Mapping[Site, Tensor]) -> dict[Site, Callable[[Tensor], Tensor]]:
+    """Patches that put a value in the place of whatever comes."""
 
-    def look(x: Tensor) -> Tensor:
-        seen.append(x)
-        return x
+    def put(value: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda _: value
 
-    with torch.no_grad(), patch_sites(lm, {site: look}):
-        loss = _forward(lm, batch).sum(dim=1)
-    return seen[0], loss
+    return {site: put(value) for site, value in values.items()}

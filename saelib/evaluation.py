@@ -1,10 +1,12 @@
 """How good is an SAE on held-out documents? Reconstruction, sparsity, and what splicing it in costs the model.
 
-Masked positions (BOS, special tokens, padding, attention sinks) pass through untouched in clean, spliced and ablated
-runs alike, and are left out of every sum.
+The feature activations come from the clean pass, and every site that the SAE writes is replaced: so it is for an SAE at
+one site, a transcoder and a crosscoder alike. Masked positions (BOS, special tokens, padding, attention sinks) pass
+through untouched in clean, spliced and ablated runs alike, and are left out of every sum.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -13,24 +15,35 @@ from jaxtyping import Bool, Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from saelib.base import Frozen, Site
+from saelib.base import Ends, Frozen, Site
 from saelib.batches import Batch, batches_of, pad_id
 from saelib.lm import LanguageModel, patch_sites, read_sites
 from saelib.metrics import Interval, loss_recovered, mean_interval, ratio_interval
 from saelib.rng import mix
 from saelib.sae import SAE
+from saelib.sparse import Firings
 from saelib.text import TokenShard
 
 __all__ = [
     "Evaluation",
     "EvaluationConfig",
+    "Limits",
     "batch_sequences",
+    "by_site",
     "chosen_batches",
     "evaluate",
     "kept_positions",
+    "looking",
     "next_token_loss",
+    "rows_at",
+    "sites_of",
     "unmasked",
 ]
+
+Limits = float | None | Mapping[Site, float | None]
+"""Norm above which a position is an attention sink: one for every site, or one a site. None: no position is."""
+
+Patch = Callable[[Tensor], Tensor]
 
 
 class EvaluationConfig(Frozen):
@@ -91,28 +104,26 @@ def evaluate(
     lm: LanguageModel,
     sae: SAE,
     shards: Sequence[TokenShard],
-    max_norm: float | None,
+    max_norm: Limits,
     config: EvaluationConfig,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """FVU, L0, dead share, cross-entropies, loss recovered, ΔCE and KL on held-out token shards.
 
-    `max_norm` is the sink threshold of the harvest. Needs an SAE that writes the one site it reads.
+    `max_norm` is the sink threshold of the harvest. FVU is over the written sites side by side, as they are; both
+    ablations replace all of them.
     """
-    site = sae.ends.read[0]
     batches = chosen_batches(lm, shards, config.max_tokens)
-    mean = _mean(lm, site, batches, max_norm)
+    mean = _mean(lm, sae.ends, batches, max_norm)
     sums = _Sums(["error", "total", "tokens", "fires", "predictions", "kl", *_RUNS])
     fires = np.zeros(sae.n_features, dtype=np.int64)
     for shard, batch in batches:
-        x, keep, losses, kl = _runs(lm, sae, site, batch, mean, max_norm)
-        rows = x[keep].float()
-        firings = sae.fire(rows)
-        error = (rows - sae.decode(firings)).double().square().sum(dim=1)
-        total = (rows - mean).double().square().sum(dim=1)
-        fires += torch.bincount(firings.feature, minlength=sae.n_features).cpu().numpy()
-        counts = firings.row_starts.diff()
-        sequence_of_row = keep.nonzero()[:, 0]
+        made = _runs(lm, sae, batch, mean, max_norm)
+        error = (made.y - made.y_hat).double().square().sum(dim=1)
+        total = (made.y - mean).double().square().sum(dim=1)
+        fires += torch.bincount(made.firings.feature, minlength=sae.n_features).cpu().numpy()
+        counts = made.firings.row_starts.diff()
+        sequence_of_row = made.keep.nonzero()[:, 0]
         for index, sequence in enumerate(batch.sequences):
             mine = sequence_of_row == index
             sums.add(
@@ -122,10 +133,10 @@ def evaluate(
                 tokens=float(mine.sum()),
                 fires=float(counts[mine].sum()),
                 predictions=float(batch.attention_mask[index, 1:].sum()),
-                kl=kl[index].double().sum().item(),
-                **{run: losses[run][index].double().sum().item() for run in _RUNS},
+                kl=made.kl[index].double().sum().item(),
+                **{run: made.losses[run][index].double().sum().item() for run in _RUNS},
             )
-        tick(int(keep.sum()))
+        tick(int(made.keep.sum()))
     return _evaluation(sums, fires)
 
 
@@ -146,60 +157,105 @@ def chosen_batches(lm: LanguageModel, shards: Sequence[TokenShard], max_tokens: 
     return chosen
 
 
-def kept_positions(lm: LanguageModel, batch: Batch, x: Tensor, max_norm: float | None) -> Tensor:
-    """Unmasked positions that are no attention sink by the harvest's threshold."""
-    keep = unmasked(lm, batch).to(x.device)
-    return keep if max_norm is None else keep & (x.float().norm(dim=-1) <= max_norm)
+def sites_of(ends: Ends) -> tuple[Site, ...]:
+    """Every site that is read or written, once, in that order."""
+    return tuple(dict.fromkeys((*ends.read, *ends.write)))
 
 
-def _mean(lm: LanguageModel, site: Site, batches: list[tuple[TokenShard, Batch]], max_norm: float | None) -> Tensor:
+@contextmanager
+def looking(lm: LanguageModel, sites: Sequence[Site]) -> Iterator[dict[Site, Tensor]]:
+    """While open, a forward pass leaves its activations at `sites` in the dictionary."""
+    seen: dict[Site, Tensor] = {}
+
+    def look(site: Site) -> Patch:
+        def keep(x: Tensor) -> Tensor:
+            seen[site] = x
+            return x
+
+        return keep
+
+    with patch_sites(lm, {site: look(site) for site in sites}):
+        yield seen
+
+
+def kept_positions(lm: LanguageModel, batch: Batch, seen: Mapping[Site, Tensor], max_norm: Limits) -> Tensor:
+    """Unmasked positions that are an attention sink at none of the sites, by the harvest's thresholds."""
+    keep = unmasked(lm, batch).to(next(iter(seen.values())).device)
+    for site, x in seen.items():
+        limit = max_norm.get(site) if isinstance(max_norm, Mapping) else max_norm
+        if limit is not None:
+            keep = keep & (x.float().norm(dim=-1) <= limit)
+    return keep
+
+
+def rows_at(seen: Mapping[Site, Tensor], sites: Sequence[Site], keep: Tensor) -> Float[Tensor, "n_tokens d"]:
+    """The kept positions at `sites`, side by side."""
+    return torch.cat([seen[site][keep].float() for site in sites], dim=1)
+
+
+def by_site(y: Float[Tensor, "*n d_out"], sites: Sequence[Site], seen: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    """Columns of what is written, taken apart again."""
+    return dict(zip(sites, torch.split(y, [seen[site].shape[-1] for site in sites], dim=-1), strict=True))
+
+
+def _mean(lm: LanguageModel, ends: Ends, batches: list[tuple[TokenShard, Batch]], max_norm: Limits) -> Tensor:
     """ȳ over all chosen tokens: fixed for FVU, its bootstrap and the mean ablation."""
     total, count = torch.zeros(()), 0
+    sites = sites_of(ends)
     for _, batch in batches:
-        x = read_sites(lm, batch.input_ids.to(lm.device), batch.attention_mask.to(lm.device), [site])[site]
-        rows = x[kept_positions(lm, batch, x, max_norm)].double()
+        seen = read_sites(lm, batch.input_ids.to(lm.device), batch.attention_mask.to(lm.device), sites)
+        rows = rows_at(seen, ends.write, kept_positions(lm, batch, seen, max_norm)).double()
         total, count = total.to(rows.device) + rows.sum(dim=0), count + rows.shape[0]
     return (total / count).float()
 
 
-def _runs(
-    lm: LanguageModel, sae: SAE, site: Site, batch: Batch, mean: Tensor, max_norm: float | None
-) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
-    """The site's activations, which are unmasked, the losses of the four runs, and KL(clean‖spliced) a prediction."""
-    seen: dict[str, Tensor] = {}
+class _Runs(NamedTuple):
+    """One batch: what is written and its reconstruction at the kept positions, the losses of the four runs, and
+    KL(clean‖spliced) a prediction."""
 
-    def look(x: Tensor) -> Tensor:
-        seen["x"], seen["keep"] = x, kept_positions(lm, batch, x, max_norm)
-        return x
+    keep: Tensor
+    y: Tensor
+    y_hat: Tensor
+    firings: Firings
+    losses: dict[str, Tensor]
+    kl: Tensor
 
-    def splice(new: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+
+def _runs(lm: LanguageModel, sae: SAE, batch: Batch, mean: Tensor, max_norm: Limits) -> _Runs:
+    with looking(lm, sites_of(sae.ends)) as seen:
+        clean = _logits(lm, batch)
+    keep = kept_positions(lm, batch, seen, max_norm)
+    x, y = rows_at(seen, sae.ends.read, keep), rows_at(seen, sae.ends.write, keep)
+    firings = sae.fire(x)
+    y_hat = sae.rebuild(x, firings)
+    losses, kl = {"clean": next_token_loss(clean, batch)}, torch.zeros(())
+    log_p = clean[:, :-1].float().log_softmax(-1)
+    for run, new in (("spliced", y_hat), ("mean", mean.expand_as(y)), ("zero", torch.zeros_like(y))):
+        with patch_sites(lm, _replacing(by_site(new, sae.ends.write, seen), keep)):
+            logits = _logits(lm, batch)
+        losses[run] = next_token_loss(logits, batch)
+        if run == "spliced":
+            other = logits[:, :-1].float().log_softmax(-1)
+            kl = (log_p.exp() * (log_p - other)).sum(-1) * batch.attention_mask[:, 1:].to(log_p.device)
+    return _Runs(keep, y, y_hat, firings, losses, kl)
+
+
+def _replacing(rows: Mapping[Site, Tensor], keep: Tensor) -> dict[Site, Patch]:
+    """Patches that put `rows` at the kept positions of each site."""
+
+    def put(new: Tensor) -> Patch:
         def patch(x: Tensor) -> Tensor:
-            patched, keep = x.clone(), seen["keep"]
-            patched[keep] = new(x[keep].float()).to(x.dtype)
+            patched = x.clone()
+            patched[keep] = new.to(x.dtype)
             return patched
 
         return patch
 
-    patches: dict[str, Callable[[Tensor], Tensor]] = {
-        "clean": look,
-        "spliced": splice(sae),
-        "mean": splice(lambda rows: mean.expand_as(rows)),
-        "zero": splice(torch.zeros_like),
-    }
-    losses, kl, clean = {}, torch.zeros(()), torch.zeros(())
-    for run in _RUNS:
-        logits = _logits(lm, site, batch, patches[run])
-        losses[run] = next_token_loss(logits, batch)
-        if run == "clean":
-            clean = logits[:, :-1].float().log_softmax(-1)
-        elif run == "spliced":
-            other = logits[:, :-1].float().log_softmax(-1)
-            kl = (clean.exp() * (clean - other)).sum(-1) * batch.attention_mask[:, 1:].to(clean.device)
-    return seen["x"], seen["keep"], losses, kl
+    return {site: put(new) for site, new in rows.items()}
 
 
-def _logits(lm: LanguageModel, site: Site, batch: Batch, patch: Callable[[Tensor], Tensor]) -> Tensor:
-    with torch.no_grad(), patch_sites(lm, {site: patch}):
+def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
+    with torch.no_grad():
         out = lm.model(
             input_ids=batch.input_ids.to(lm.device), attention_mask=batch.attention_mask.to(lm.device), use_cache=False
         )

@@ -1,5 +1,6 @@
 """What the weights alone say: which features point the same way, and which tokens a feature writes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,10 @@ class LogitEffects(NamedTuple):
 
 
 def decoder_neighbors(sae: SAE, n: int) -> Nearest:
-    """The `n` features whose decoder rows have the largest cosine, over all pairs, in blocks."""
+    """The `n` features whose decoder rows have the largest cosine, over all pairs, in blocks.
+
+    A row is what a feature writes at all of its sites, side by side.
+    """
     directions = torch.nn.functional.normalize(sae.W_dec.float(), dim=1)
     n = min(n, sae.n_features - 1)
     others, cosines = [], []
@@ -94,12 +98,17 @@ def _through_norm(lm: LanguageModel, directions: Float[Tensor, "n d"]) -> Float[
     return directions * gain
 
 
-def logit_effects(lm: LanguageModel, sae: SAE, n: int) -> LogitEffects:
-    """Direct logit effect of every feature: decoder row · final norm gain · unembedding, `n` tokens at either end."""
+def logit_effects(lm: LanguageModel, sae: SAE, n: int, widths: Sequence[int] | None = None) -> LogitEffects:
+    """Direct logit effect of every feature: decoder row · final norm gain · unembedding, `n` tokens at either end.
+
+    Of an SAE that writes several sites it is that of the last one, from where the way to the logits is the shortest.
+    `widths` are those of the written sites; without them they share d_out equally.
+    """
     unembedding = lm.unembedding.float()
     parts: list[LogitEffects] = []
+    last = widths[-1] if widths else sae.d_out // len(sae.ends.write)
     for start in range(0, sae.n_features, 256):
-        directions = sae.W_dec[start : start + 256].float().to(unembedding.device)
+        directions = sae.W_dec[start : start + 256, -last:].float().to(unembedding.device)
         logits = _through_norm(lm, directions) @ unembedding.t()
         top, bottom = logits.topk(n, dim=1), (-logits).topk(n, dim=1)
         centred = logits - logits.mean(dim=1, keepdim=True)

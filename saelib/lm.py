@@ -1,28 +1,29 @@
 """The language model: load it, read activations at its sites, patch them.
 
-A site is a module path and a side. Hooks work on whatever a module takes or returns: a tensor, a tuple whose first
-element is the tensor, or a keyword argument. A read stops the forward pass after the last site that it needs.
+A site is a module path and a side; `saelib.sites` finds them by short names and wildcards. A read stops the forward
+pass after the last site that it needs.
 """
 
 import difflib
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saelib.base import Frozen, Site, expand_path
 from saelib.errors import ModelError, SiteNotFound
-from saelib.model_files import DEMO_LM, check_folder, folder_fingerprint, model_folder
+from saelib.hooks import hooked
+from saelib.model_files import DEMO_LM, check_folder, folder_fingerprint, load_model, model_folder
 
 __all__ = [
     "DEMO_LM",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
 class LMConfig(Frozen):
@@ -61,12 +63,17 @@ class LMConfig(Frozen):
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model with its tokenizer. `name` and `fingerprint` say which one it is."""
+    """A language model with its tokenizer. `name` and `fingerprint` say which one it is.
+
+    An encoder (BERT …) and a decoder without an output layer have sites like any other model, but no next-token loss:
+    `predicts_next_token` is False.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     fingerprint: str
+    predicts_next_token: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -81,41 +88,63 @@ class LanguageModel:
     @property
     def n_layers(self) -> int:
         """Number of transformer blocks."""
-        return int(self.model.config.num_hidden_layers)
+        return int(self._shape.num_hidden_layers)
 
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(self.model.config.hidden_size)
+        return int(self._shape.hidden_size)
+
+    @property
+    def _shape(self) -> Any:
+        """The configuration of the part that reads text: a model of text and images has several."""
+        return self.model.config.get_text_config()
 
     @property
     def n_vocab(self) -> int:
-        """Number of rows of the unembedding."""
-        return int(self.unembedding.shape[0])
+        """Number of rows of the unembedding; of the embedding, where there is no next token to predict."""
+        if self.predicts_next_token:
+            return int(self.unembedding.shape[0])
+        embedding: nn.Module = self.model.get_input_embeddings()
+        return int(embedding.get_parameter("weight").shape[0])
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
-        """Weights of the output layer."""
+        """Weights of the output layer. Raises ModelError for a model that predicts no next token."""
+        self.check_predicts("effect of a direction on the next token's logits")
         head: nn.Module | None = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is None:
             raise ModelError(f"{self.name!r} has no output embeddings; logit effects need a causal language model")
         return head.get_parameter("weight").detach()
 
+    def check_predicts(self, what: str = "next-token loss") -> None:
+        """Raises ModelError, for something that only a model with a next token has."""
+        if not self.predicts_next_token:
+            raise ModelError(
+                f"{self.name!r} ({type(self.model).__name__}) is an encoder, or has no output layer: "
+                f"it has no {what}; give a causal language model, or leave that out"
+            )
+
     @property
     def context_tokens(self) -> int:
         """The longest sequence that the model was made for."""
-        for key in ("max_position_embeddings", "n_positions", "n_ctx"):
-            length = getattr(self.model.config, key, None)
-            if length:
-                return int(length)
-        return 2048
+        lengths = (getattr(self._shape, key, None) for key in _CONTEXT_KEYS)
+        return int(next((length for length in lengths if length), 2048)) - self._skipped_positions
+
+    @property
+    def _skipped_positions(self) -> int:
+        """Rows of a position table that no token uses: where padding has one (RoBERTa), text starts after it."""
+        for path, module in self.model.named_modules():
+            if "position" in path and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                return int(module.padding_idx) + 1
+        return 0
 
     @property
     def bos_id(self) -> int | None:
-        """The token that starts every sequence, where the tokenizer puts one there by itself."""
+        """The token that starts every sequence (BOS, or an encoder's CLS), where the tokenizer puts one there."""
         ids = self.tokenizer("a")["input_ids"]
-        first = self.tokenizer.bos_token_id
-        return int(first) if first is not None and ids and ids[0] == first else None
+        known = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        return next((int(first) for first in known if first is not None and ids and ids[0] == first), None)
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -129,6 +158,12 @@ class LanguageModel:
             return modules[path]
         near = difflib.get_close_matches(path, modules, n=3, cutoff=0.4) or [name for name in modules if name][:3]
         raise SiteNotFound(f"{self.name!r} has no module {path!r}; the nearest are {', '.join(map(repr, near))}")
+
+    def forward(self, input_ids: Int[Tensor, "batch position"], attention_mask: Int[Tensor, "batch position"]) -> Any:
+        """One pass, without the key-value cache, which some encoders do not know of. Gives what the model returns."""
+        takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
+        without = {"use_cache": False} if takes_cache else {}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **without)
 
     def token_text(self, token_id: int) -> str:
         """What one token stands for, as text."""
@@ -159,88 +194,57 @@ def model_fingerprint(config: LMConfig) -> str:
 def load_lm(config: LMConfig) -> LanguageModel:
     """Load from a local folder, a hub name, or `demo_lm`: safetensors only, no code from the model's repository.
 
-    Raises ModelError for a folder without configuration, tokenizer or weights, and for weights that are pickles only.
+    Raises ModelError for a folder without configuration, tokenizer or weights, for weights that are pickles only, and
+    for a device or dtype that is not there.
     """
+    device, dtype = _device(config), _dtype(config)
     fingerprint = model_fingerprint(config)
-    folder = model_folder(config.model)
-    source = str(folder) if folder else config.model
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    safe: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
+    loaded = load_model(config.model, config.revision, dtype)
+    loaded.model.requires_grad_(False).train(False)
+    loaded.model.to(device)  # type: ignore[arg-type]
+    return LanguageModel(loaded.model, loaded.tokenizer, config.model, fingerprint, loaded.predicts_next_token)
+
+
+def _device(config: LMConfig) -> torch.device:
+    name = config.resolved_device()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safe)
-        shape = AutoConfig.from_pretrained(source, **safe)
-        safe["dtype"] = _resolved_dtype(config, getattr(shape, "dtype", None))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, **safe
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot load the language model {config.model!r}: {first_line}") from error
-    model, missing = loaded[0], sorted(map(str, loaded[1]["missing_keys"]))
-    if missing:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"the weights of {config.model!r} lack {len(missing)} tensors ({missing[0]!r} …), left random; "
-            "give a complete checkpoint of a causal language model"
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"{config.model!r} loads as {type(model).__name__}; a transformers causal model is wanted")
-    model.requires_grad_(False).train(False)
-    model.to(torch.device(config.resolved_device()))  # type: ignore[arg-type]
-    return LanguageModel(model, tokenizer, config.model, fingerprint)
+            f"device {name!r} is not there ({first_line}); give 'cpu', 'cuda', 'cuda:1' … or 'auto'"
+        ) from error
+    return device
 
 
-def _resolved_dtype(config: LMConfig, saved: torch.dtype | None) -> torch.dtype:
-    """`auto`: as saved on a GPU; float32 on a CPU, where half precision is slow or missing."""
-    if config.dtype != "auto":
-        if config.dtype not in _DTYPES:
-            raise ModelError(f"dtype {config.dtype!r} is not known; give one of {', '.join(_DTYPES)} or 'auto'")
-        return _DTYPES[config.dtype]
-    if config.resolved_device() == "cpu" or saved is None:
-        return torch.float32
-    return saved
+def _dtype(config: LMConfig) -> torch.dtype | None:
+    """`auto`: as saved (None) on a GPU; float32 on a CPU, where half precision is slow or missing."""
+    if config.dtype == "auto":
+        return torch.float32 if config.resolved_device() == "cpu" else None
+    if config.dtype not in _DTYPES:
+        raise ModelError(f"dtype {config.dtype!r} is not known; give one of {', '.join(_DTYPES)} or 'auto'")
+    return _DTYPES[config.dtype]
 
 
 class _Stop(Exception):
     """Raised by the last hook of a read: nothing after it is needed."""
 
 
-def _hidden(value: Any, site: Site) -> Tensor:
-    first = value[0] if isinstance(value, tuple | list) and value else value
-    if not isinstance(first, Tensor):
-        raise SiteNotFound(f"the site {site} holds a {type(first).__name__}; one that holds a tensor is wanted")
-    return first
+class _Reading:
+    """What a read has seen so far."""
 
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.wanted, self.read = list(dict.fromkeys(sites)), dict[Site, Tensor]()
 
-def _replaced(value: Any, hidden: Tensor) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)([hidden, *value[1:]])
-    return hidden
-
-
-@contextmanager
-def _hooked(lm: LanguageModel, site: Site, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `act` with the tensor at `site`; what it returns (if not None) takes the tensor's place."""
-    module = lm.module(site.path)
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = next((key for key in ("hidden_states", "x", "input") if key in kwargs), next(iter(kwargs), ""))
-        new = act(_hidden(args[0] if args else kwargs.get(name), site))
-        if new is None:
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, name: new})
-
-    def after(_: nn.Module, __: Any, output: Any) -> Any:
-        new = act(_hidden(output, site))
-        return None if new is None else _replaced(output, new)
-
-    if site.side == "in":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def see(self, site: Site, x: Tensor) -> None:
+        """Keep it; a copy where the pass goes on, for a model may add to it in place. Raises _Stop after the last."""
+        if site in self.read:
+            return
+        is_last = len(self.read) == len(self.wanted) - 1
+        self.read[site] = x if is_last else x.clone()
+        if is_last:
+            raise _Stop
 
 
 def read_sites(
@@ -249,25 +253,20 @@ def read_sites(
     attention_mask: Int[Tensor, "batch position"] | Bool[Tensor, "batch position"],
     sites: Sequence[Site],
 ) -> dict[Site, Float[Tensor, "batch position d_model"]]:
-    """Activations at every site, in the model's own dtype, from one forward pass that stops after the last of them."""
-    read: dict[Site, Tensor] = {}
+    """Activations at every site, in the model's own dtype, from one forward pass that stops after the last of them.
 
-    def keep(site: Site) -> Callable[[Tensor], None]:
-        def act(hidden: Tensor) -> None:
-            read[site] = hidden
-            if len(read) == len(set(sites)):
-                raise _Stop
-
-        return act
-
-    with ExitStack() as hooks, torch.no_grad():
-        for site in sites:
-            hooks.enter_context(_hooked(lm, site, keep(site)))
-        try:
-            lm.model(input_ids=input_ids, attention_mask=attention_mask.to(torch.long), use_cache=False)
-        except _Stop:
-            return read
-    missing = [str(site) for site in sites if site not in read]
+    Of a module that a pass calls several times (ALBERT's shared layers), the first call counts.
+    """
+    reading = _Reading(sites)
+    if not reading.wanted:
+        return {}
+    targets = [(site, lm.module(site.path), partial(reading.see, site)) for site in reading.wanted]
+    try:
+        with hooked(lm.model, targets), torch.no_grad():
+            lm.forward(input_ids, attention_mask.to(torch.long))
+    except _Stop:
+        return {site: reading.read[site] for site in reading.wanted}
+    missing = [str(site) for site in reading.wanted if site not in reading.read]
     raise SiteNotFound(f"the forward pass of {lm.name!r} never reached {', '.join(missing)}; choose other sites")
 
 
@@ -280,7 +279,5 @@ def site_width(lm: LanguageModel, site: Site) -> int:
 @contextmanager
 def patch_sites(lm: LanguageModel, patches: dict[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """While open, every forward pass replaces the activations at each site by what its function makes of them."""
-    with ExitStack() as hooks:
-        for site, patch in patches.items():
-            hooks.enter_context(_hooked(lm, site, patch))
+    with hooked(lm.model, [(site, lm.module(site.path), patch) for site, patch in patches.items()]):
         yield

@@ -4,6 +4,7 @@ Errors are divided by E‖y − ȳ‖² of the initial sample, one constant, so 
 between sites.
 """
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -32,20 +33,25 @@ Objective = tuple[Term, ...]
 
 
 class Reconstruction(Frozen):
-    """E‖y − ŷ‖² / E‖y − ȳ‖², the training batch's estimate of FVU; a mean over nested prefixes where there are some."""
+    """E‖y − ŷ‖² / E‖y − ȳ‖², the training batch's estimate of FVU; of nested prefixes a mean with these weights."""
 
+    weights: tuple[PositiveFloat, ...] = (1.0,)
     name: str = "reconstruction"
 
     def __call__(self, step: Pass, ramp: float) -> Tensor:  # noqa: ARG002
         """Mean over tokens."""
-        return _mean_square(step.y - step.y_hats) / step.variance
+        error = (step.y - step.y_hats).square().sum(dim=-1).mean(dim=1)
+        weights = error.new_tensor(self.weights)
+        return (weights @ error) / (weights.sum() * step.variance)
 
 
 class L1(Frozen):
-    """weight · E Σ max(pre, 0), on the scale of ‖y − ŷ‖²; with unit decoder rows this is the norm-weighted L1.
+    """weight · sqrt(d / 4096) · E Σ max(pre, 0), on the scale of ‖y − ŷ‖²; with unit decoder rows the norm-weighted L1.
 
-    Source: Anthropic, "Update on how we train SAEs", April 2024 (E‖x‖² = d, weight about 5, warm-up over 5 %). With a
-    gate the penalty lies on what opens it (Rajamanoharan et al. 2024a, arXiv:2404.16014).
+    Source: Anthropic, "Update on how we train SAEs", April 2024 (E‖x‖² = d, weight about 5, warm-up over 5 %), there
+    for models some thousands wide. The error grows with d and f with its root, so the weight must follow: 5 as it
+    stands leaves an SAE of 64 dimensions an L0 of 2. With a gate the penalty lies on what opens it (Rajamanoharan et
+    al. 2024a, arXiv:2404.16014).
     """
 
     weight: NonNegativeFloat = 5.0
@@ -53,7 +59,8 @@ class L1(Frozen):
 
     def __call__(self, step: Pass, ramp: float) -> Tensor:
         """Mean over tokens."""
-        return ramp * self.weight * step.pre.sum() / (step.y.shape[0] * step.variance)
+        weight = self.weight * math.sqrt(step.y.shape[1] / 4096)
+        return ramp * weight * step.pre.sum() / (step.y.shape[0] * step.variance)
 
 
 class GateReconstruction(Frozen):
@@ -140,7 +147,7 @@ class AuxK(Frozen):
 
 
 def _mean_square(error: Tensor) -> Tensor:
-    """Mean over tokens (and prefixes) of the squared norm."""
+    """Mean over tokens of the squared norm."""
     return error.square().sum(dim=-1).mean()
 
 

@@ -1,199 +1,153 @@
 """Text → documents → tokens → token shards.
 
-A document lies in exactly one shard, chosen by a hash of its content; a sequence is a piece of one document, at most
-one context long, starting with BOS where the model was trained so.
+A document lies in exactly one shard, chosen by a hash of its content. A sequence is at most one context long, starts
+with BOS where the model was trained so, and holds a piece of one document, or (packed) of several with separators.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import NonNegativeFloat, PositiveInt
+from transformers import PreTrainedTokenizerBase
 
-from saelib.base import Frozen
-from saelib.errors import ConfigError, CorpusError
+from saelib.documents import (
+    CorpusConfig,
+    Counts,
+    Document,
+    DocumentRecord,
+    Intake,
+    Quarantined,
+    corpus_fingerprint,
+    read_documents,
+)
+from saelib.errors import CorpusError
 from saelib.lm import LanguageModel
+from saelib.readers import Bad
 from saelib.rng import mix, uniform
-from saelib.sources import Source, read_texts, source_bytes
+from saelib.sequences import Layout, LazyShards, SpilledTokens, TokenShard
+from saelib.sources import Source
 
 __all__ = [
     "CorpusConfig",
+    "Counts",
     "Document",
     "DocumentRecord",
+    "Quarantined",
     "Source",
     "TokenShard",
     "Tokenized",
     "corpus_fingerprint",
+    "document_text",
     "read_documents",
     "tokenize",
 ]
 
 
-class CorpusConfig(Frozen):
-    """A corpus: sources to learn from, and held-out documents, named or drawn by hash."""
-
-    name: str = "corpus"
-    sources: tuple[Source, ...]
-    held_out: tuple[Source, ...] = ()
-    held_out_share: NonNegativeFloat = 0.05
-    context_tokens: PositiveInt | None = None
-    long_documents: Literal["split", "cut"] = "split"
-    max_tokens: PositiveInt | None = None
-    shard_tokens: PositiveInt = 131_072
-    seed: int = 0
-    role: str = "general"
-    licence: str | None = None
-
-
-class Document(NamedTuple):
-    """One document and where it came from."""
-
-    text: str
-    uri: str
-    sha256: str
-    held_out: bool
-
-
-class DocumentRecord(NamedTuple):
-    """What is kept of a document beside its tokens."""
-
-    document_id: int
-    uri: str
-    sha256: str
-    n_tokens: int
-    held_out: bool
-
-
-class TokenShard(NamedTuple):
-    """Sequences of some documents. Tokens of sequence s are token_ids[sequence_starts[s] : sequence_starts[s + 1]]."""
-
-    token_ids: np.ndarray
-    sequence_starts: np.ndarray
-    sequence_id: np.ndarray
-    document_id: np.ndarray
-    start_token: np.ndarray
-
-    @property
-    def n_sequences(self) -> int:
-        """Number of sequences."""
-        return self.sequence_id.size
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sequence, BOS included."""
-        return np.diff(self.sequence_starts)
-
-    def take(self, sequences: np.ndarray) -> "TokenShard":
-        """Some of the sequences, by their index in the shard."""
-        pieces = [self.token_ids[self.sequence_starts[s] : self.sequence_starts[s + 1]] for s in sequences]
-        starts = np.concatenate([[0], np.cumsum(self.lengths[sequences])]).astype(np.int64)
-        tokens = np.concatenate(pieces) if pieces else self.token_ids[:0]
-        aligned = (self.sequence_id[sequences], self.document_id[sequences], self.start_token[sequences])
-        return TokenShard(tokens, starts, *aligned)
-
-
 class Tokenized(NamedTuple):
-    """A whole corpus in tokens: shards to learn from, then held-out shards."""
+    """A whole corpus in tokens: shards to learn from, then held-out shards, each made when it is asked for."""
 
-    shards: list[TokenShard]
+    shards: Sequence[TokenShard]
     held_out: list[bool]
     documents: list[DocumentRecord]
+    quarantined: tuple[Quarantined, ...] = ()
+    counts: Counts = Counts()
+    notes: tuple[str, ...] = ()
+    """What should be said in a log: how sequences begin, what was dropped."""
 
 
-def read_documents(config: CorpusConfig) -> Iterator[Document]:
-    """Documents in a fixed order: the sources', then the named held-out ones. Empty ones are dropped."""
-    return chain(_documents(config, config.sources, False), _documents(config, config.held_out, True))
-
-
-def _documents(config: CorpusConfig, sources: Sequence[Source], named_held_out: bool) -> Iterator[Document]:
-    for source in sources:
-        for uri, text in read_texts(source):
-            if not text.strip():
-                continue
-            digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-            key = np.array([int.from_bytes(digest[:8], "little")], dtype=np.uint64)
-            drawn = not config.held_out and float(uniform(config.seed, key)[0]) < config.held_out_share
-            yield Document(text, uri, digest.hex(), named_held_out or drawn)
-
-
-def corpus_fingerprint(config: CorpusConfig) -> str:
-    """sha256 over the sources' names and content. Of a data set by name only the name is known before it is read."""
-    digest = hashlib.sha256()
-    for source in (*config.sources, *config.held_out):
-        for piece in source_bytes(source):
-            digest.update(piece)
-    return digest.hexdigest()
+def document_text(tokenizer: PreTrainedTokenizerBase, document: Document) -> str:
+    """The text that tokens and their character offsets are counted in: a conversation's is what the template makes."""
+    if document.messages is None:
+        return document.text
+    if not tokenizer.chat_template:
+        raise CorpusError(
+            f"{document.place} is a conversation, but the tokenizer has no chat template; use a chat model's, or set "
+            "`field` to one that holds text"
+        )
+    return str(tokenizer.apply_chat_template(list(document.messages), tokenize=False))
 
 
 class _Collected:
-    """Documents and their sequences, before it is known how many shards they make."""
+    """Documents and their tokens, before it is known how many shards they make."""
 
     def __init__(self, lm: LanguageModel, config: CorpusConfig) -> None:
         self.lm, self.config = lm, config
-        self.prefix = np.array([] if lm.bos_id is None else [lm.bos_id], dtype=np.int32)
-        self.special = np.array(lm.special_ids, dtype=np.int32)
-        self.room = min(config.context_tokens or lm.context_tokens, lm.context_tokens) - self.prefix.size
-        if self.room < 1:
-            raise ConfigError(
-                f"context_tokens = {config.context_tokens} leaves no room beside BOS; 2 or more are wanted"
-            )
+        self.layout = Layout.of(lm, config)
+        self.intake = Intake(config)
+        self.tokens = SpilledTokens()
         self.documents: list[DocumentRecord] = []
-        self.keys: list[int] = []
-        self.tokens: list[np.ndarray] = []
-        self.document_id: list[int] = []
-        self.start_token: list[int] = []
+        self.special = np.array(lm.special_ids, dtype=np.int32)
+        self.has_offsets = bool(lm.tokenizer.is_fast)
+        self.n_known = int(lm.model.get_input_embeddings().get_parameter("weight").shape[0])
         self.n_text = 0
 
     def add(self, document: Document) -> int:
-        """Tokenize and cut a document; returns how many tokens are kept of it."""
-        encoded = self.lm.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = np.array(encoded, dtype=np.int32)
-        if self.config.long_documents == "cut":
-            ids = ids[: self.room]
+        """Tokenize a document; returns how many tokens are kept of it."""
+        try:
+            ids, chars = self._encoded(document)
+        except CorpusError:
+            raise
+        except Exception as error:  # a chat template or a tokenizer may raise anything: recorded with its reason
+            return self._refused(document, "not_tokenized", f"cannot be tokenized: {type(error).__name__}: {error}")
+        if ids.size and int(ids.max()) >= self.n_known:
+            wrong = f"holds token {int(ids.max())}, and the model knows {self.n_known}"
+            return self._refused(document, "unknown_token", wrong)
+        if ids.size > self.layout.room:
+            is_cut = self.config.long_documents == "cut"
+            self.intake.count(**{"n_cut" if is_cut else "n_split": 1})
+            ids, chars = (ids[: self.layout.room], chars[: self.layout.room]) if is_cut else (ids, chars)
         if ids.size == 0:
+            self.intake.count(n_empty=1)
             return 0
-        document_id = len(self.documents)
-        self.documents.append(DocumentRecord(document_id, document.uri, document.sha256, ids.size, document.held_out))
-        self.keys.append(int.from_bytes(bytes.fromhex(document.sha256[:16]), "little"))
-        for start in range(0, ids.size, self.room):
-            self.tokens.append(np.concatenate([self.prefix, ids[start : start + self.room]]))
-            self.document_id.append(document_id)
-            self.start_token.append(start)
+        _, uri, sha256, held_out, *_ = document
+        self.documents.append(DocumentRecord(len(self.documents), uri, sha256, ids.size, held_out))
+        self.tokens.add(ids, chars, int.from_bytes(bytes.fromhex(sha256[:16]), "little"))
         self.n_text += int((~np.isin(ids, self.special)).sum())
         return int(ids.size)
 
-    def shard(self, keep: np.ndarray) -> TokenShard:
-        """The sequences at the True places of `keep`."""
-        chosen = np.flatnonzero(keep)
-        tokens = [self.tokens[index] for index in chosen]
-        starts = np.zeros(len(tokens) + 1, dtype=np.int64)
-        np.cumsum([piece.size for piece in tokens], out=starts[1:])
-        return TokenShard(
-            np.concatenate(tokens),
-            starts,
-            chosen.astype(np.int64),
-            np.array(self.document_id, dtype=np.int64)[chosen],
-            np.array(self.start_token, dtype=np.int64)[chosen],
-        )
+    def _encoded(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids, and where each starts in the text."""
+        tokenizer = self.lm.tokenizer
+        text = document_text(tokenizer, document)
+        encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=self.has_offsets)
+        ids = np.array(encoded["input_ids"], dtype=np.int32)
+        chars = np.full(ids.size, -1, dtype=np.int32)
+        if self.has_offsets and ids.size:
+            chars = np.maximum.accumulate(np.array(encoded["offset_mapping"], dtype=np.int32)[:, 0])
+        if document.messages is not None and np.array_equal(ids[:1], self.layout.prefix):
+            return ids[1:], chars[1:]  # templates that write BOS themselves: one is enough
+        return ids, chars
+
+    def _refused(self, document: Document, reason: str, why: str) -> int:
+        place = document.place or document.uri
+        self.intake.refuse(Bad(reason, f"{place} {why}; leave it out", document.text), document.uri, place)
+        return 0
+
+    def notes(self) -> tuple[str, ...]:
+        """What should be said of this corpus."""
+        said = {name: n for name, n in self.intake.counts._asdict().items() if n}
+        counts = ", ".join(f"{n} {name.removeprefix('n_')}" for name, n in said.items())
+        unknown = () if self.has_offsets else ("character offsets are unknown: the tokenizer is not a fast one",)
+        return (*self.layout.notes, *unknown, f"{len(self.documents)} documents kept: {counts}")
 
 
 def tokenize(lm: LanguageModel, config: CorpusConfig, tick: Callable[[int], None] = lambda _: None) -> Tokenized:
     """Tokenize each document by itself and share the documents out to shards by hash(seed, content).
 
     `max_tokens` bounds the sources, and the named held-out ones for themselves, so that neither crowds out the other.
-    `tick(n)` is told of every n tokens done. Raises CorpusError where no token remains that is text.
+    `tick(n)` is told of every n tokens done. Raises CorpusError where no token remains that is text, and where more is
+    in quarantine than `config` allows.
     """
     collected = _Collected(lm, config)
     for sources, named_held_out in ((config.sources, False), (config.held_out, True)):
         n_tokens = 0
-        for document in _documents(config, sources, named_held_out):
+        for document in collected.intake.documents(sources, named_held_out):
             n_new = collected.add(document)
             n_tokens += n_new
             tick(n_new)
             if config.max_tokens is not None and n_tokens >= config.max_tokens:
                 break
+    collected.intake.check_share()
     if collected.n_text == 0:
         n_special = sum(document.n_tokens for document in collected.documents)
         what = f"only special tokens ({n_special} of them)" if n_special else "no text at all"
@@ -209,7 +163,7 @@ def _hold_one_out(collected: _Collected) -> None:
     if config.held_out or config.held_out_share == 0 or len(documents) < 2:
         return
     if not any(document.held_out for document in documents):
-        nearest = int(uniform(config.seed, np.array(collected.keys, dtype=np.uint64)).argmin())
+        nearest = int(uniform(config.seed, np.array(collected.tokens.keys, dtype=np.uint64)).argmin())
         documents[nearest] = documents[nearest]._replace(held_out=True)
 
 
@@ -217,17 +171,19 @@ def _sharded(collected: _Collected) -> Tokenized:
     documents, config = collected.documents, collected.config
     _hold_one_out(collected)
     held_out_document = np.array([document.held_out for document in documents])
-    of_sequence, keys = np.array(collected.document_id), np.array(collected.keys, dtype=np.uint64)
-    shards: list[TokenShard] = []
+    keys = np.array(collected.tokens.keys, dtype=np.uint64)
+    parts: list[np.ndarray] = []
     flags: list[bool] = []
     for held_out in (False, True):
         mine = held_out_document == held_out
         n_tokens = sum(document.n_tokens for document in documents if document.held_out == held_out)
         n_shards = max(1, round(n_tokens / config.shard_tokens))
-        shard_of = (mix(config.seed + 1, keys) % np.uint64(n_shards)).astype(np.int64)
-        for index in range(n_shards):
-            keep = (mine & (shard_of == index))[of_sequence]
-            if keep.any():
-                shards.append(collected.shard(keep))
+        shard_of = np.where(mine, mix(config.seed + 1, keys) % np.uint64(n_shards), n_shards).astype(np.int64)
+        order = np.argsort(shard_of, kind="stable")
+        for part in np.split(order, np.searchsorted(shard_of[order], np.arange(1, n_shards + 1)))[:-1]:
+            if part.size:
+                parts.append(part)
                 flags.append(held_out)
-    return Tokenized(shards, flags, documents)
+    shards = LazyShards(collected.layout, collected.tokens, parts)
+    intake = collected.intake
+    return Tokenized(shards, flags, documents, tuple(intake.quarantined), intake.counts, collected.notes())

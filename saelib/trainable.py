@@ -162,7 +162,7 @@ class LearnedThreshold(_Plain):
     arXiv:2407.14435), parametrised directly: under Adam the logarithm of a threshold hardly moves."""
 
     start_l0: PositiveFloat = 64.0
-    bandwidth: PositiveFloat = 0.1
+    bandwidth: PositiveFloat = 2.0
 
     def start(self, quantile: Float[Tensor, " n_features"]) -> tuple[Tensor, Learned]:
         """No bias; the thresholds are the quantiles."""

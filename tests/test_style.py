@@ -29,7 +29,11 @@ BANNED_WORDS = {
 }  # fmt: skip
 """Other tools' words for our things (DESIGN §9). `handle` of a torch hook and pydantic's `annotation` are theirs."""
 
-FOREIGN_NAMES = {("flows/config.py", "annotation"), ("saelib/training.py", "utils")}
+FOREIGN_NAMES = {
+    ("flows/complaints.py", "annotation"),
+    ("saelib/nonlinearity.py", "annotation"),
+    ("saelib/training.py", "utils"),
+}
 """Attributes of other libraries that a file has to name."""
 
 

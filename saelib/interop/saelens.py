@@ -18,7 +18,7 @@ from saelib.interop.parts import Parts, gated, norms_in_encoder, published, scal
 from saelib.interop.saelens_legacy import modern
 from saelib.interop.tensors import Shape, checked
 from saelib.nonlinearity import JumpReLU, Nonlinearity, ReLU
-from saelib.sae import SAE
+from saelib.sae import SAE, InputNorm
 
 __all__ = ["KINDS", "REFUSED", "describe", "read"]
 
@@ -176,8 +176,11 @@ def _normalised(parts: Parts, found: Found, kind: Kind, config: Config) -> Parts
     parts = _BEFORE.get(name, _as_is)(parts, found, rescales)
     parts = norms_in_encoder(parts) if rescales else parts
     parts = _AFTER.get(name, _as_is)(parts, found, rescales)
-    not_undone = {"layer_norm": "layer_norm_in", "constant_norm": "constant_norm_in"} if kind.transcoder else {}
-    return replace(parts, input_norm=not_undone.get(parts.input_norm, parts.input_norm))
+    return replace(parts, input_norm=_NOT_UNDONE.get(parts.input_norm, "none")) if kind.transcoder else parts
+
+
+_NOT_UNDONE: dict[str, InputNorm] = {"layer_norm": "layer_norm_in", "constant_norm": "constant_norm_in"}
+"""A transcoder's input norm is not undone on the site that it writes."""
 
 
 def _as_is(parts: Parts, found: Found, rescales: bool) -> Parts:  # noqa: ARG001

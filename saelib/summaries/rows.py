@@ -1,5 +1,6 @@
 """One shard, seen by feature: where each feature fires, in the order of the text."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,16 +8,20 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from saelib.activations import ActivationShard
+from saelib.activations import SITE, ActivationShard
 from saelib.rng import mix
 from saelib.sae import SAE
 from saelib.sparse import dot_pairs
 from saelib.text import TokenShard
 
-__all__ = ["WINDOW", "Rows", "ShardFirings", "shard_firings", "tensors_of"]
+__all__ = ["ROW_COLUMNS", "WINDOW", "Rows", "ShardFirings", "shard_firings", "tensors_of"]
 
 WINDOW = 12
 """Tokens shown on either side of an example's token."""
+
+
+ROW_COLUMNS = ("token_id", "document_id", "sequence", "position")
+"""Tensors of a harvested shard that say which token a row is."""
 
 
 class Rows(NamedTuple):
@@ -65,30 +70,48 @@ class ShardFirings(NamedTuple):
         return np.repeat(np.arange(self.n_features, dtype=np.int32), np.diff(self.starts))
 
 
-def shard_firings(sae: SAE, tokens: TokenShard, shard: ActivationShard, site: int, seed: int) -> ShardFirings:
+def shard_firings(  # noqa: PLR0913
+    sae: SAE,
+    tokens: TokenShard,
+    shard: ActivationShard,
+    read: int | Sequence[int],
+    seed: int,
+    write: Sequence[int] | None = None,
+) -> ShardFirings:
     """Encode a harvested shard and turn its firings around, from by token to by feature.
 
-    The share in the reconstruction is ‖e + f d‖² − ‖e‖² = 2 f e·d + f²‖d‖² with e = y − ŷ and d the decoder row.
+    `read` and `write` are the places of the SAE's sites in the shard; several lie side by side. The share in the
+    reconstruction is ‖e + f d‖² − ‖e‖² = 2 f e·d + f²‖d‖² with e = y − ŷ and d the decoder row, f in units of the
+    output (`SAE.gain`).
     """
     order = np.lexsort((shard.position, shard.sequence))
     rows = _rows(tokens, shard, order, seed)
-    x = shard.sites[site][torch.from_numpy(order)].to(sae.W_enc.device)
+    read = (read,) if isinstance(read, int) else tuple(read)
+    write = read if write is None else tuple(write)
+    x, y = (_side_by_side(shard, sites, order) for sites in (read, write))
     starts, features, values, gains = [np.zeros(1, dtype=np.int64)], [], [], []
     y_sum, y_square_sum = np.zeros(sae.d_out), 0.0
     squared_norm = sae.W_dec.square().sum(dim=1)
-    for chunk in torch.split(x, 8192):
-        y = chunk.float()
-        firings = sae.fire(y)
-        error = y - sae.decode(firings)
+    for x_rows, y_rows in zip(torch.split(x, 8192), torch.split(y, 8192), strict=True):
+        x_chunk, y_chunk = (part.to(sae.W_enc.device).float() for part in (x_rows, y_rows))
+        firings = sae.fire(x_chunk)
+        error = y_chunk - sae.rebuild(x_chunk, firings)
         alignment = dot_pairs(firings, error, sae.W_dec)
-        gain = firings.value * (2 * alignment + firings.value * squared_norm[firings.feature])
+        value = firings.value * sae.gain(x_chunk).expand(x_chunk.shape[0], 1)[firings.rows(), 0]
+        gain = value * (2 * alignment + value * squared_norm[firings.feature])
         starts.append(firings.row_starts[1:].cpu().numpy() + starts[-1][-1])
         features.append(firings.feature.to(torch.int32).cpu().numpy())
         values.append(firings.value.cpu().numpy())
         gains.append(gain.cpu().numpy())
-        y_sum += y.double().sum(dim=0).cpu().numpy()
-        y_square_sum += float(y.double().square().sum())
+        y_sum += y_chunk.double().sum(dim=0).cpu().numpy()
+        y_square_sum += float(y_chunk.double().square().sum())
     return _transposed(rows, sae.n_features, (starts, features, values, gains), y_sum, y_square_sum)
+
+
+def _side_by_side(shard: ActivationShard, sites: tuple[int, ...], order: np.ndarray) -> Tensor:
+    """The rows of some sites in the order of the text."""
+    chosen = torch.from_numpy(order)
+    return torch.cat([shard.sites[site][chosen] for site in sites], dim=1)
 
 
 def _transposed(
@@ -128,7 +151,7 @@ def _rows(tokens: TokenShard, shard: ActivationShard, order: np.ndarray, seed: i
     )
 
 
-def tensors_of(shard: dict[str, Tensor], n_sites: int) -> ActivationShard:
-    """An activation shard from the tensors of its file."""
-    columns = {name: shard[name].numpy() for name in ("token_id", "document_id", "sequence", "position")}
-    return ActivationShard([shard[f"site_{index}"] for index in range(n_sites)], **columns, n_masked={})
+def tensors_of(shard: Mapping[str, Tensor], sites: Sequence[int]) -> ActivationShard:
+    """Some sites of an activation shard, from the tensors of its file."""
+    columns = {name: shard[name].numpy() for name in ROW_COLUMNS}
+    return ActivationShard([shard[SITE.format(site)] for site in sites], **columns, n_masked={})

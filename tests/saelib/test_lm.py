@@ -2,16 +2,22 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from lm_zoo import save_zoo_lm, zoo_model
 from tiny import BLOCKS, CONTEXT, WORDS, sentence, tiny_model, tiny_tokenizer
+from transformers import BertConfig, BertLMHeadModel, T5Config
 
+from saelib.activations import HarvestConfig, Harvester
 from saelib.base import Site
 from saelib.batches import batches_of
 from saelib.errors import ModelError, SiteNotFound
 from saelib.evaluation import next_token_loss
+from saelib.hooks import hooked
 from saelib.lm import (
     LanguageModel,
     LMConfig,
@@ -22,6 +28,8 @@ from saelib.lm import (
     site_width,
     token_texts,
 )
+from saelib.model_files import load_model
+from saelib.sites import resolve_sites
 from saelib.text import CorpusConfig, Source, tokenize
 
 KINDS = sorted(BLOCKS)
@@ -211,6 +219,145 @@ def test_tiny_tokenizer_keeps_one_word_one_token() -> None:
     assert len(tiny_tokenizer()(sentence(0, 7))["input_ids"]) == 8
 
 
+def test_a_device_that_is_not_there_is_refused(tiny_lm_folder: Path) -> None:
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ModelError, match=rf"device '{device}' is not there .*; give 'cpu', 'cuda'"):
+            load_lm(LMConfig(model=str(tiny_lm_folder), device=device))
+
+
+def test_a_name_that_no_one_knows_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"no language model 'nobody/nothing': it is no folder here.*'demo_lm'"):
+        load_lm(LMConfig(model="nobody/nothing", device="cpu"))
+    with pytest.raises(ModelError, match=r"no folder /.*/some/where/nothing; give a model folder"):
+        load_lm(LMConfig(model="some/where/nothing", device="cpu"))
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: int
+
+
+class Returns(torch.nn.Module):
+    """Gives what it takes as something else; takes it by any name."""
+
+    def __init__(self, make: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, states: torch.Tensor, scale: torch.Tensor | None = None) -> Any:
+        return self.make(states)
+
+
+class Around(torch.nn.Module):
+    """A model of one module, which it calls with keywords in another order."""
+
+    def __init__(self, make: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.inner = Returns(make)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        x = input_ids.unsqueeze(-1).float() * torch.ones(4)
+        return self.inner(scale=torch.ones(1), states=x)
+
+
+MAKES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "tensor": lambda x: x,
+    "tuple": lambda x: (x, 1),
+    "list": lambda x: [x, 1],
+    "named": lambda x: Pair(x, 1),
+    "folded": lambda x: x.flatten(0, 1),
+}
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+@pytest.mark.parametrize("make", sorted(MAKES))
+def test_whatever_a_module_takes_and_returns_is_read_and_patched(make: str, side: str) -> None:
+    model, (ids, mask), site = Around(MAKES[make]), some_ids(), Site(path="inner", side=side)
+    x, seen = ids.unsqueeze(-1).float() * torch.ones(4), []
+
+    def patch(value: torch.Tensor) -> torch.Tensor:
+        seen.append(value)
+        return value + 1
+
+    with hooked(model, [(site, model.inner, patch)]):
+        got = model(ids, mask)
+    assert torch.equal(seen[0], x)
+    wanted = MAKES[make](x + 1)
+    assert type(got) is type(wanted)
+    assert torch.equal(
+        got if isinstance(got, torch.Tensor) else got[0], x.flatten(0, 1) + 1 if make == "folded" else x + 1
+    )
+    assert isinstance(got, torch.Tensor) or got[1] == 1
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    return loaded(save_zoo_lm(tmp_path_factory.mktemp("bert") / "bert", "bert"))
+
+
+def test_an_encoder_is_harvested(encoder: LanguageModel, tmp_path: Path) -> None:
+    corpus = tmp_path / "texts.jsonl"
+    corpus.write_text("\n".join(json.dumps({"text": sentence(seed, 20)}) for seed in range(8)))
+    tokenized = tokenize(encoder, CorpusConfig(sources=(Source(path=str(corpus)),), held_out_share=0.0))
+    sites = resolve_sites(encoder, ["resid_post.1", "mlp_out.0"])
+    shard = Harvester(encoder, HarvestConfig(sites=sites), (None, None))(tokenized.shards[0], "shard 0")
+    assert [tuple(rows.shape) for rows in shard.sites] == [(160, 16), (160, 16)]
+    assert (shard.position > 0).all() and encoder.bos_id == 0, "CLS stands first, and is left out"
+
+
+def test_an_encoder_has_no_next_token(encoder: LanguageModel) -> None:
+    assert not encoder.predicts_next_token and encoder.n_vocab == 43 and encoder.context_tokens == CONTEXT
+    with pytest.raises(ModelError, match=r"bert' \(BertForMaskedLM\) is an encoder.* has no effect of a direction on"):
+        _ = encoder.unembedding
+    with pytest.raises(ModelError, match="has no next-token loss; give a causal language model, or leave that out"):
+        encoder.check_predicts()
+
+
+def test_positions_that_roberta_skips_are_no_context(tmp_path: Path) -> None:
+    roberta = loaded(save_zoo_lm(tmp_path / "roberta", "roberta"))
+    assert roberta.context_tokens == CONTEXT - 3
+    full = torch.full((1, roberta.context_tokens), 5)
+    assert read_sites(roberta, full, torch.ones_like(full), resolve_sites(roberta, ["resid_post.2"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bare", "blocks"), [("llama", "LlamaModel", "layers"), ("bert", "BertModel", "encoder.layer")]
+)
+def test_a_model_without_its_output_layer_has_sites_all_the_same(
+    kind: str, bare: str, blocks: str, tmp_path: Path
+) -> None:
+    whole = loaded(save_zoo_lm(tmp_path / kind, kind))
+    folder = copy_of(tmp_path / kind, tmp_path)
+    whole.model.base_model.save_pretrained(folder)
+    lm = loaded(folder)
+    assert type(lm.model).__name__ == bare and not lm.predicts_next_token
+    assert resolve_sites(lm, ["resid_post.1"]) == (Site(path=f"{blocks}.1"),)
+    theirs, mine = (read_sites(each, *some_ids(), resolve_sites(each, ["resid_post.1"])) for each in (whole, lm))
+    assert torch.equal(theirs.popitem()[1], mine.popitem()[1])
+
+
+def test_a_bert_that_is_a_decoder_predicts_the_next_token(tmp_path: Path) -> None:
+    folder = save_zoo_lm(tmp_path / "bert", "bert")
+    config = BertConfig.from_pretrained(folder, is_decoder=True)
+    BertLMHeadModel(config).save_pretrained(folder)
+    assert loaded(folder).predicts_next_token
+
+
+def test_an_encoder_with_a_decoder_is_refused(tiny_lm_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_lm_folder, tmp_path)
+    T5Config(vocab_size=43, d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=16).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"copy' is an encoder with a decoder \(t5\), which takes two texts"):
+        loaded(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_auto_takes_saved_half_precision_to_float32_on_a_cpu(dtype: str, tmp_path: Path) -> None:
+    folder = save_zoo_lm(tmp_path / "llama", "llama")
+    zoo_model("llama").to(getattr(torch, dtype)).save_pretrained(folder)
+    assert loaded(folder).dtype == torch.float32
+    assert load_model(str(folder), None, None).model.dtype == getattr(torch, dtype), "as saved, on a GPU"
+
+
 @pytest.fixture(scope="module")
 def stories(almanac_data: Path) -> LanguageModel:
     return loaded(almanac_data / "models/stories260K")
@@ -226,7 +373,7 @@ def test_stories260k_gives_the_known_logits_and_norms(stories: LanguageModel, kn
     logits = stories.model(input_ids=ids).logits[0, -1]
     torch.testing.assert_close(logits[:8], torch.tensor(known["last_logits_first8"]), atol=1e-4, rtol=0)
     assert int(logits.argmax()) == known["argmax_next"]
-    blocks = [Site(path="model.layers.0", side="in"), *(Site(path=f"model.layers.{layer}") for layer in range(4))]
+    blocks = resolve_sites(stories, ["resid_pre.0", "resid_post.0", "resid_post.1", "resid_post.2", "resid_post.3"])
     read = read_sites(stories, ids, torch.ones_like(ids), blocks)
     norms = [read[site][0, -1].norm().item() for site in blocks]
     assert norms == pytest.approx(known["resid_norm_per_layer_last_token"][:5], abs=1e-3)

@@ -143,11 +143,13 @@ def test_prefixes_are_what_the_first_features_reconstruct_and_so_is_their_gradie
     trainee, x = float64_trainee(BatchTopK(k=5)), some_matrix(N, D)
     edges = (3, 9, F)
     step = made_pass(trainee, x, x, NONE, edges)
-    got = gradients(trainee, Reconstruction()(step, 1.0))
+    weights = torch.tensor([0.2, 0.3, 1.0], dtype=torch.float64)
+    got = gradients(trainee, Reconstruction(weights=tuple(weights.tolist()))(step, 1.0))
     f = at_firings(step.found, dense_pre(trainee, x))
     plain = torch.stack([f[:, :edge] @ trainee.W_dec[:edge] + trainee.b_dec for edge in edges])
     torch.testing.assert_close(step.y_hats, plain, atol=1e-12, rtol=0)
-    same_gradients(trainee, got, (x - plain).square().sum(dim=2).mean() / 2.0)
+    errors = (x - plain).square().sum(dim=2).mean(dim=1)
+    same_gradients(trainee, got, (weights / weights.sum()) @ errors / 2.0)
 
 
 def test_a_threshold_learns_from_the_rectangle_around_it_alone() -> None:
@@ -175,7 +177,9 @@ def test_a_gate_learns_from_its_own_terms_and_the_magnitude_from_the_reconstruct
     r_mag, b_mag = trainee.vectors["r_mag"], trainee.vectors["b_mag"]
     f = opened * ((dense_pre(trainee, x) - trainee.b_enc) * r_mag.exp() + b_mag).relu()
     y_hat, frozen = f @ trainee.W_dec + trainee.b_dec, pre @ trainee.W_dec.detach() + trainee.b_dec.detach()
-    loss = ((x - y_hat).square().sum(dim=1) + (x - frozen).square().sum(dim=1) + 0.5 * pre.sum(dim=1)).mean() / 2.0
+    loss = (
+        (x - y_hat).square().sum(dim=1) + (x - frozen).square().sum(dim=1) + 0.5 * (D / 4096) ** 0.5 * pre.sum(dim=1)
+    ).mean() / 2.0
     same_gradients(trainee, got, loss)
 
 
