@@ -1,17 +1,19 @@
 """A run file: TOML, strict. What is left out has a default; what is unknown is an error that names the nearest key."""
 
-import difflib
 import os
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from flows.errors import RunConfigError
+from flows.complaints import complaint
+from flows.errors import RecipeError, RunConfigError
+from flows.imports import Import, imported
+from flows.recipes import Choice, choices, names_sites, sites_named
 from saelib.activations import HarvestConfig
-from saelib.architectures import Recipe, recipe
+from saelib.architectures import Recipe
 from saelib.base import Frozen, Site
 from saelib.effects import EffectsConfig
 from saelib.evaluation import EvaluationConfig
@@ -19,7 +21,18 @@ from saelib.lm import LMConfig
 from saelib.schedule import TrainingConfig
 from saelib.text import CorpusConfig, Source
 
-__all__ = ["DescribeConfig", "RunConfig", "load_run"]
+__all__ = ["DescribeConfig", "RunConfig", "RunHarvest", "load_run"]
+
+DEFAULT_SITE = Site(path="model.layers.1")
+
+
+class RunHarvest(HarvestConfig):
+    """How activations are read, and how many are kept."""
+
+    sites: tuple[Site, ...] = ()
+    """Sites that recipes name are added."""
+    max_tokens: PositiveInt | None = None
+    """Tokens to learn from that are kept on disk, in whole shards; the held-out ones always are."""
 
 
 class DescribeConfig(Frozen):
@@ -41,8 +54,9 @@ class RunConfig(Frozen):
     name: str = "run"
     lm: LMConfig = LMConfig()
     corpus: CorpusConfig = CorpusConfig(name="stdlib", sources=(Source(kind="stdlib"),))
-    harvest: HarvestConfig = HarvestConfig(sites=(Site(path="model.layers.1"),))
+    harvest: RunHarvest = RunHarvest()
     recipes: tuple[dict[str, Any], ...] = Field(default=({"architecture": "batchtopk", "n_features": 4096, "k": 32},))
+    imports: tuple[Import, ...] = ()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     describe: DescribeConfig = DescribeConfig()
@@ -54,9 +68,28 @@ class RunConfig(Frozen):
             return self.threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+    def _listed_sites(self) -> tuple[Site, ...]:
+        """Where a recipe is trained that names no site."""
+        default = () if all(map(names_sites, self.recipes)) else (DEFAULT_SITE,)
+        return self.harvest.sites or default
+
+    def resolved_harvest(self) -> RunHarvest:
+        """With every site: those listed, then those that recipes and imports name."""
+        ends = [site for given in self.imports for site in (*given.read, *given.write)]
+        sites = dict.fromkeys((*self._listed_sites(), *sites_named(self.recipes), *ends))
+        return self.harvest.model_copy(update={"sites": tuple(sites)})
+
+    def choices(self) -> list[Choice]:
+        """Every SAE that is to be trained, checked."""
+        return choices(self.recipes, self._listed_sites(), self.training)
+
+    def names(self) -> list[str]:
+        """Of all its SAEs, as they stand in an sae_id: those that exist, then those that are trained."""
+        return [*(one.name for one in imported(self.imports)), *(choice.name for choice in self.choices())]
+
     def resolved_recipes(self) -> list[Recipe]:
-        """Recipes, checked."""
-        return [recipe(**settings) for settings in self.recipes]
+        """Their recipes."""
+        return [choice.recipe for choice in self.choices()]
 
 
 def load_run(path: str | Path) -> RunConfig:
@@ -75,8 +108,11 @@ def load_run(path: str | Path) -> RunConfig:
     try:
         config = RunConfig.model_validate(table)
     except ValidationError as error:
-        raise RunConfigError(f"{where}: {_explained(error)}") from error
-    config.resolved_recipes()
+        raise RunConfigError(f"{where}: {complaint(error, RunConfig)}") from error
+    try:
+        config.choices()
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
     return config
 
 
@@ -101,25 +137,3 @@ def _site(site: Any, where: str) -> Any:
         raise RunConfigError(
             f"{where}: site {site!r} is not understood; write 'module.path' or 'module.path:in'"
         ) from error
-
-
-def _explained(error: ValidationError) -> str:
-    """The first complaint in our words."""
-    first = error.errors()[0]
-    keys = [str(part) for part in first["loc"]]
-    if first["type"] != "extra_forbidden":
-        return f"{'.'.join(keys)} = {first.get('input')!r}: {first['msg']}"
-    known = _known_keys(RunConfig, keys[:-1])
-    near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.0)
-    meant = f"; did you mean {near[0]!r}? Known are {', '.join(sorted(known))}" if near else ""
-    return f"unknown key {'.'.join(keys)!r}{meant}"
-
-
-def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        if part.isdigit() or part not in model.model_fields:
-            continue
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)

@@ -2,12 +2,16 @@
 
 FlowError(ValueError)
 ├── RunConfigError   a run file with an unknown key or an impossible value
+│   └── RecipeError  the same of a recipe, or of a site it names; also a ConfigError of saelib
 ├── ArtifactError    an artifact that is damaged or missing
 ├── DiskError        not enough room for what a step would write
-└── ServerError      the orchestrator cannot be reached or does not start
+├── ServerError      the orchestrator cannot be reached or does not start
+└── ExchangeError    an SAE that cannot be fetched, exported or pushed
 """
 
-__all__ = ["ArtifactError", "DiskError", "FlowError", "RunConfigError", "ServerError"]
+from saelib.errors import ConfigError
+
+__all__ = ["ArtifactError", "DiskError", "ExchangeError", "FlowError", "RecipeError", "RunConfigError", "ServerError"]
 
 
 class FlowError(ValueError):
@@ -16,6 +20,10 @@ class FlowError(ValueError):
 
 class RunConfigError(FlowError):
     """A run file with an unknown key or an impossible value."""
+
+
+class RecipeError(RunConfigError, ConfigError):
+    """A recipe that cannot be trained, or a site that the language model does not have."""
 
 
 class ArtifactError(FlowError):
@@ -28,3 +36,7 @@ class DiskError(FlowError):
 
 class ServerError(FlowError):
     """The orchestrator cannot be reached or does not start."""
+
+
+class ExchangeError(FlowError):
+    """An SAE that cannot be fetched, exported or pushed."""

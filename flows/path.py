@@ -12,13 +12,10 @@ __all__ = ["path"]
 
 def path(config: RunConfig, place: Place, do: ModuleType = steps) -> Artifact:
     """text → tokens → activations → SAEs → features → catalog. `do` holds the steps: plain, or as Prefect tasks."""
+    adopted = do.adopt(config, place)
     tokens = do.tokenize(config, place)
     activations = do.harvest(config, tokens, place, do.each)
-    trained = [
-        do.train(config, activations, site, number, place)
-        for site in range(len(config.harvest.sites))
-        for number in range(len(config.recipes))
-    ]
+    trained = adopted + do.train(config, tokens, activations, place)
     metrics = [do.evaluate(config, sae, tokens, activations, place) for sae in trained]
     features = [do.describe(config, sae, tokens, activations, place, do.each) for sae in trained]
     published: Artifact = do.publish(

@@ -76,13 +76,19 @@ class Place:
 
     def make(self, name: str, work: Work, fill: Callable[[Draft, StepReport], None]) -> Artifact:
         """The artifact of `work`: found, or filled now and finished. Either way one row of `run` says so."""
+        with self.making(name, work) as (draft, report):
+            if draft is not None:
+                fill(draft, report)
+        return finished(self.store, work)
+
+    @contextmanager
+    def making(self, name: str, work: Work) -> Iterator[tuple[Draft | None, StepReport]]:
+        """The draft to fill (None: the artifact is there) and the report; finished when the block ends."""
         with self._step(name, work) as report:
             with making(self.store, work, self.watch.say) as draft:
                 report.state = "reused" if draft is None else "finished"
-                if draft is not None:
-                    fill(draft, report)
+                yield draft, report
             report.made = finished(self.store, work)
-        return report.made
 
     @contextmanager
     def _step(self, name: str, work: Work) -> Iterator[StepReport]:
@@ -142,12 +148,13 @@ class Place:
                     self.store, "lineage", _lineage(report.run_id, lineage, self.store), fingerprint=work.fingerprint
                 )
 
-    def train_progress(self, fingerprint: str, rows: list[dict[str, Any]]) -> None:
-        """Points of a training curve, a few at a time."""
-        if rows:
-            columns = {key: [row[key] for row in rows] for key in rows[0]}
+    def train_progress(self, points: list[dict[str, Any]]) -> None:
+        """Points of training curves, a few at a time; each names the artifact that it is of."""
+        if points:
+            columns = {key: [point[key] for point in points] for key in points[0]}
+            fingerprints = {point["fingerprint"] for point in points}
             with self._lock:
-                append(self.store, "train_progress", columns, fingerprint=fingerprint)
+                append(self.store, "train_progress", columns, fingerprints.pop() if len(fingerprints) == 1 else "")
 
 
 def _lineage(run_id: str, entries: list[tuple[str, Artifact]], store: Store) -> dict[str, list[Any]]:

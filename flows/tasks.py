@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE  # the manifest decides what is done
 
 from flows import steps
 
-__all__ = ["describe", "each", "evaluate", "harvest", "publish", "tokenize", "train"]
+__all__ = ["adopt", "describe", "each", "evaluate", "harvest", "publish", "tokenize", "train"]
 
 on_gpu = task(tags=["gpu"], cache_policy=NO_CACHE, persist_result=False)
 plain = task(cache_policy=NO_CACHE, persist_result=False)
@@ -20,6 +20,7 @@ def each(step: Callable[..., Any], shards: Sequence[Any], *rest: Any) -> list[An
 
 
 tokenize = plain(steps.tokenize)
+adopt = plain(steps.adopt)
 harvest, describe = (
     steps.harvest,
     steps.describe,

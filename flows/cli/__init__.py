@@ -8,7 +8,7 @@ import typer
 
 from catalog import CatalogError, Damage, Store
 from flows.artifact import verify_artifacts
-from flows.cli import build, catalog, dashboard, label
+from flows.cli import build, catalog, dashboard, exchange, label, sites
 from flows.cli.common import run_app
 from flows.errors import FlowError
 
@@ -35,8 +35,10 @@ def _check_artifacts(store: Store) -> list[Damage]:
 
 build.register(app)
 catalog.register(app, extra_checks=[_check_artifacts])
+exchange.register(app)
 label.register(app)
 dashboard.register(app)
+sites.register(app)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only the commands that need 
     from flows.config import RunConfig
     from flows.place import Place
 
-__all__ = ["register"]
+__all__ = ["build_run", "register"]
 
 RunArgument = Annotated[
     str, typer.Argument(help="A TOML file, or the name of a run that comes along: demo, gpt2_small …")
@@ -34,10 +34,10 @@ def plan(run: RunArgument = "demo", store: StoreOption = None) -> None:
     config = load_run(run)
     folder = store or DEFAULT_STORE
     opened = Store.open(folder) if folder.exists() else None
-    table = Table("step", "what", "disk", "time", title=f"{config.name} in {folder}")
+    table = Table("step", "of", "what", "disk", "time", title=f"{config.name} in {folder}")
     for row in plan_run(config, opened):
         state = "done already" if row.is_done else "to do"
-        table.add_row(text(row.step), text(state), text(row.size), text(row.duration))
+        table.add_row(text(row.step), text(row.of), text(state), text(row.size), text(row.duration))
     out().print(table)
 
 
@@ -51,11 +51,16 @@ def build(
     Examples:  almanac build demo      almanac build my_run.toml --store /data/almanac --local
     """
     from flows.config import load_run
+
+    build_run(load_run(run), store, local)
+
+
+def build_run(config: "RunConfig", store: Path | None, local: bool) -> None:
+    """Run the path in the store of a folder, watched, and sum up what came of it."""
     from flows.path import path as local_path
     from flows.place import Place
     from flows.planning import plan_run
 
-    config = load_run(run)
     opened = Store.create(store or DEFAULT_STORE)
     console = out()
     place = Place(opened, TerminalWatch(console))

@@ -1,7 +1,10 @@
 """The steps of the path: plain functions from artifacts to artifacts; done already, or resumed where they stopped."""
 
-from flows.steps.features import describe, publish
+from flows.steps.adopt import adopt
+from flows.steps.evaluate import evaluate
+from flows.steps.features import describe
 from flows.steps.harvest import each, harvest, tokenize
-from flows.steps.train import evaluate, train
+from flows.steps.publish import publish
+from flows.steps.train import train
 
-__all__ = ["describe", "each", "evaluate", "harvest", "publish", "tokenize", "train"]
+__all__ = ["adopt", "describe", "each", "evaluate", "harvest", "publish", "tokenize", "train"]

@@ -13,10 +13,18 @@ from flows.config import RunConfig
 from flows.disk import check_room, write_piece
 from flows.place import Place, StepReport, Tick
 from flows.rows import corpus as corpus_rows
-from flows.steps.loading import contiguous, language_model, load_tokens, shard_name, token_shards, use_threads
+from flows.steps.loading import (
+    contiguous,
+    language_model,
+    load_tokens,
+    shard_name,
+    site_widths,
+    token_shards,
+    use_threads,
+)
 from saelib.activations import MASKS, Harvester, rows_bytes, sink_norms
 from saelib.errors import ConfigError
-from saelib.lm import model_fingerprint, site_width
+from saelib.lm import model_fingerprint
 from saelib.text import corpus_fingerprint
 from saelib.text import tokenize as tokenize_corpus
 
@@ -46,6 +54,7 @@ def tokenize(config: RunConfig, place: Place) -> Artifact:
 
     def fill(draft: Draft, report: StepReport) -> None:
         lm = language_model(config.lm)
+        site_widths(lm, config.resolved_harvest().sites)  # a site that is not there is said before the work begins
         with place.watch.bar("tokenize", config.corpus.max_tokens or 0, "tokens") as tick:
             tokenized = tokenize_corpus(lm, config.corpus, tick)
         if not any(tokenized.held_out):
@@ -71,13 +80,13 @@ def tokenize(config: RunConfig, place: Place) -> Artifact:
 def harvest_work(config: RunConfig, tokens: Artifact) -> Work:
     """Depends on the tokens, the model, and everything that decides a batch's numbers."""
     plan = {
-        "harvest": config.harvest.model_dump(mode="json"),
+        "harvest": config.resolved_harvest().model_dump(mode="json"),
         "lm": config.lm.model_dump(mode="json", exclude={"model"}),
         "model": model_fingerprint(config.lm),
         "device": config.lm.resolved_device(),
         "threads": config.resolved_threads(),
     }
-    return Work("activations", 1, plan, (tokens,))
+    return Work("activations", 2, plan, (tokens,))
 
 
 class _Job:
@@ -92,18 +101,22 @@ def harvest(config: RunConfig, tokens: Artifact, place: Place, each: Each = each
 
     def fill(draft: Draft, report: StepReport) -> None:
         use_threads(config.resolved_threads())
-        lm = language_model(config.lm)
-        n_tokens, n_shards = tokens.facts["n_tokens"], len(tokens.facts["held_out"])
-        widths = [site_width(lm, site) for site in config.harvest.sites]
+        lm, wanted = language_model(config.lm), config.resolved_harvest()
+        everything, held_out = token_shards(tokens), tokens.facts["held_out"]
+        sizes = [int(shard.token_ids.size) for shard in everything]
+        shards = _kept_shards(sizes, held_out, wanted.max_tokens)
+        n_tokens, widths = sum(sizes[shard] for shard in shards), site_widths(lm, wanted.sites)
         check_room(draft.directory, rows_bytes(n_tokens, widths, lm.dtype), "harvest")
-        norms = sink_norms(lm, token_shards(tokens), config.harvest)
+        norms = sink_norms(lm, everything, wanted)
         with place.watch.bar("harvest", n_tokens, "tokens") as tick:
-            job = _Job(config, tokens, draft, Harvester(lm, config.harvest, tuple(norms)), tick)
-            counts = each(harvest_shard, list(range(n_shards)), job)
+            job = _Job(config, tokens, draft, Harvester(lm, wanted, tuple(norms)), tick)
+            counts = each(harvest_shard, shards, job)
         draft.facts |= {
+            "sites": [str(site) for site in wanted.sites],
+            "shards": shards,
             "n_rows": [count["n_rows"] for count in counts],
             "n_masked": {reason: sum(count["n_masked"][reason] for count in counts) for reason in MASKS},
-            "held_out": tokens.facts["held_out"],
+            "held_out": [held_out[shard] for shard in shards],
             "sink_norms": norms,
             "widths": widths,
             "dtype": str(lm.dtype).removeprefix("torch."),
@@ -111,6 +124,16 @@ def harvest(config: RunConfig, tokens: Artifact, place: Place, each: Each = each
         report.n_tokens = sum(draft.facts["n_rows"])
 
     return place.make("harvest", harvest_work(config, tokens), fill)
+
+
+def _kept_shards(sizes: Sequence[int], held_out: Sequence[bool], max_tokens: int | None) -> list[int]:
+    """Held-out shards, and those to learn from, in order, until `max_tokens` are reached: one at least."""
+    kept, n_tokens = [], 0
+    for shard, (size, flag) in enumerate(zip(sizes, held_out, strict=True)):
+        if flag or max_tokens is None or n_tokens < max_tokens:
+            kept.append(shard)
+            n_tokens += 0 if flag else size
+    return kept
 
 
 def harvest_shard(index: int, job: _Job) -> dict[str, Any]:

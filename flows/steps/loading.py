@@ -1,29 +1,52 @@
 """What several steps need: the language model (kept between steps), token shards, activation shards, an SAE."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
-from safetensors.torch import load_file as load_tensors
 
 from flows.artifact import Artifact
-from flows.errors import ArtifactError
-from saelib.activations import ActivationShard
-from saelib.lm import LanguageModel, LMConfig, load_lm
+from flows.errors import ArtifactError, RecipeError
+from saelib.activations import SITE, ActivationShard
+from saelib.base import Ends, Site
+from saelib.errors import SiteNotFound
+from saelib.evaluation import sites_of
+from saelib.lm import LanguageModel, LMConfig, load_lm, site_width
 from saelib.sae import SAE
-from saelib.summaries.rows import tensors_of
+from saelib.summaries.rows import ROW_COLUMNS, tensors_of
 from saelib.text import TokenShard
 
-__all__ = ["language_model", "load_activations", "load_sae", "load_tokens", "token_shards", "use_threads"]
+__all__ = [
+    "contiguous",
+    "language_model",
+    "load_activations",
+    "load_sae",
+    "load_tokens",
+    "places_of",
+    "shard_name",
+    "sink_limits",
+    "site_widths",
+    "token_shards",
+    "use_threads",
+]
 
 
 @lru_cache(maxsize=1)
 def language_model(config: LMConfig) -> LanguageModel:
     """Loaded once a process."""
     return load_lm(config)
+
+
+def site_widths(lm: LanguageModel, sites: Sequence[Site]) -> list[int]:
+    """d_model of every site. Raises RecipeError for a site that the model does not have, with the nearest names."""
+    try:
+        return [site_width(lm, site) for site in sites]
+    except SiteNotFound as error:
+        raise RecipeError(f"harvest.sites, or a recipe, names an unknown site: {error}") from error
 
 
 def use_threads(n: int) -> None:
@@ -54,12 +77,27 @@ def token_shards(tokens: Artifact, held_out: bool | None = None) -> list[TokenSh
     ]
 
 
-def load_activations(path: Path, n_sites: int) -> ActivationShard:
-    """An activation shard, whole. Raises ArtifactError that names a damaged file."""
+def load_activations(path: Path, places: Sequence[int]) -> ActivationShard:
+    """An activation shard at some of its sites, in that order. Raises ArtifactError that names a damaged file."""
     try:
-        return tensors_of(load_tensors(path), n_sites)
+        with safe_open(path, framework="pt") as file:
+            names = (*ROW_COLUMNS, *(SITE.format(place) for place in places))
+            return tensors_of({name: file.get_tensor(name) for name in names}, places)
     except (SafetensorError, OSError, KeyError) as error:
         raise ArtifactError(_damaged(path, error)) from error
+
+
+def places_of(ends: Ends, activations: Artifact) -> tuple[list[int], list[int]]:
+    """The sites that are read, and those written, by their places among those harvested."""
+    sites = activations.facts["sites"]
+    read, write = ([sites.index(str(site)) for site in end] for end in (ends.read, ends.write))
+    return read, write
+
+
+def sink_limits(sae: SAE, activations: Artifact) -> dict[Site, float | None]:
+    """The norm of an attention sink at each site of an SAE, as the harvest found it."""
+    norms = dict(zip(activations.facts["sites"], activations.facts["sink_norms"], strict=True))
+    return {site: norms[str(site)] for site in sites_of(sae.ends)}
 
 
 def load_sae(artifact: Artifact, device: str) -> SAE:

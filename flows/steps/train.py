@@ -1,158 +1,200 @@
-"""activations → SAE → how good it is."""
+"""activations → SAEs: all that a run wants and that are not there yet, in one pass."""
 
-from datetime import UTC, datetime
-from pathlib import Path
-from time import monotonic
-from typing import Any
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import numpy as np
 
-from flows.artifact import Artifact, Draft, Work, keep_piece, kept_piece
+from flows.artifact import Artifact, Draft, Work, finished, keep_piece, kept_piece
 from flows.config import RunConfig
 from flows.place import Place, StepReport
-from flows.steps.loading import language_model, load_activations, load_sae, shard_name, token_shards, use_threads
-from saelib.base import Ends
+from flows.recipes import Choice
+from flows.steps.batches import Needed, batches_for
+from flows.steps.curves import Curve, write_curves
+from flows.steps.loading import use_threads
+from flows.stopping import Stop, stopping
+from saelib.architectures import Recipe
 from saelib.errors import ActivationError
-from saelib.evaluation import evaluate as evaluate_sae
-from saelib.metrics import Interval
-from saelib.sae import SAE
-from saelib.shuffled import ShuffledRows
+from saelib.evaluation import sites_of
+from saelib.lm import model_fingerprint
+from saelib.objective import L0, L1, TanhL0
+from saelib.together import train_together
 from saelib.training import Progress, Training
 
-__all__ = ["evaluate", "evaluate_work", "train", "train_work"]
+__all__ = ["train", "train_work"]
 
-PROGRESS_ROWS = 200
-"""Points of a training curve."""
+CHECKPOINT = "checkpoint.safetensors"
 
 
-def train_work(config: RunConfig, activations: Artifact, site: int, number: int) -> Work:
-    """Depends on the activations, the recipe, and how it is trained."""
-    made = config.resolved_recipes()[number]
+def train_work(config: RunConfig, choice: Choice, tokens: Artifact, activations: Artifact) -> Work:
+    """Depends on the activations, or on what they are streamed from; on the recipe, its sites, and how it is trained.
+
+    What else is trained in the same pass leaves no trace.
+    """
+    device = config.lm.resolved_device()
     plan = {
-        "architecture": made.architecture,
-        "recipe": dict(config.recipes[number]),
-        "product": config.training.resolved_product(config.lm.resolved_device()),
-        "site": site,
-        "training": config.training.model_dump(mode="json", exclude={"checkpoint_every_steps"}),
-        "device": config.lm.resolved_device(),
+        "architecture": choice.recipe.architecture,
+        "recipe": choice.settings,
+        "read": [str(site) for site in choice.ends.read],
+        "write": [str(site) for site in choice.ends.write],
+        "product": choice.training.resolved_product(device),
+        "training": choice.training.model_dump(mode="json", exclude={"checkpoint_every_steps"}),
+        "order_seed": config.training.seed,
+        "device": device,
         "threads": config.resolved_threads(),
     }
-    return Work("sae", 1, plan, (activations,))
-
-
-def train(config: RunConfig, activations: Artifact, site: int, number: int, place: Place) -> Artifact:
-    """One recipe at one site. Checkpoints at intervals; a killed run continues exactly from the last one."""
-    work = train_work(config, activations, site, number)
-
-    def fill(draft: Draft, report: StepReport) -> None:
-        use_threads(config.resolved_threads())
-        recipe = config.resolved_recipes()[number]
-        held_out = activations.facts["held_out"]
-        paths = [path for path, flag in zip(activations.files("shard-"), held_out, strict=True) if not flag]
-        rows = ShuffledRows(
-            paths, (site,), config.training.batch_tokens, config.training.seed, config.lm.resolved_device()
-        )
-        training = Training(recipe, config.training, rows)
-        checkpoint = draft.directory / "checkpoint.safetensors"
-        was_there = checkpoint.exists()
-        if kept_piece(checkpoint):
-            training.restore(checkpoint)
-            place.watch.say(f"train: resumed at step {training.step} of {training.plan.n_steps}")
-        elif was_there:
-            place.watch.say("train: the checkpoint is damaged, so training starts anew")
-        report.n_tokens = (training.plan.n_steps - training.step) * config.training.batch_tokens
-        _run(training, place, checkpoint, work.fingerprint, report.run_id)
-        training.published(Ends.at(config.harvest.sites[site])).save(draft.directory)
-        checkpoint.unlink(missing_ok=True)
-        draft.facts |= {
-            "site": site,
-            "activation_scale": training.site_scales,
-            "threshold": training.threshold / training.site_scales[0],
-            "plan": training.plan._asdict(),
-            "n_tokens": training.n_tokens,
-            "n_features": recipe.n_features,
-        }
-
-    return place.make("train", work, fill)
-
-
-def _run(training: Training, place: Place, checkpoint: Path, fingerprint: str, run_id: str) -> None:
-    """The loop, watched and checkpointed."""
-    every = max(1, training.plan.n_steps // PROGRESS_ROWS)
-    buffer: list[dict[str, Any]] = []
-    batch = training.config.batch_tokens
-    last, last_tokens = monotonic(), training.n_tokens
-    with place.watch.bar("train", training.plan.n_steps * batch, "tokens") as tick:
-        tick(training.n_tokens)
-        for progress in training.run():
-            if not np.isfinite(progress.loss):
-                raise ActivationError(
-                    f"the loss became {progress.loss} at step {progress.step}; finite numbers are wanted: "
-                    "lower training.learning_rate, or look for NaN in the activations"
-                )
-            tick(batch)
-            if progress.step % every == 0 or training.step == training.plan.n_steps:
-                now = monotonic()
-                rate = (progress.n_tokens - last_tokens) / max(1e-9, now - last)
-                last, last_tokens = now, progress.n_tokens
-                buffer.append(_point(progress, run_id, rate, training.plan.dead_after_tokens))
-            if training.step % training.config.checkpoint_every_steps == 0:
-                keep_piece(checkpoint, training.save())
-                place.train_progress(fingerprint, buffer)
-                buffer.clear()
-    place.train_progress(fingerprint, buffer)
-
-
-def _point(progress: Progress, run_id: str, rate: float, window: int) -> dict[str, Any]:
-    point = progress._asdict() | {"run_id": run_id, "tokens_per_second": rate, "dead_share_tokens": window}
-    point["loss_terms"] = list(progress.loss_terms.items())
-    point["created_at"] = datetime.now(UTC).replace(tzinfo=None)
-    return point
-
-
-def evaluate_work(config: RunConfig, sae: Artifact, tokens: Artifact, activations: Artifact) -> Work:
-    """Depends on the SAE, the held-out text, and how much of it is used."""
-    plan = {
-        "evaluation": config.evaluation.model_dump(mode="json"),
+    if not config.training.stream:
+        return Work("sae", 2, plan, (activations,))
+    plan |= {
+        "harvest": config.resolved_harvest().model_dump(mode="json", exclude={"max_tokens"}),
+        "sink_norms": activations.facts["sink_norms"],
         "lm": config.lm.model_dump(mode="json", exclude={"model"}),
-        "device": config.lm.resolved_device(),
-        "threads": config.resolved_threads(),
+        "model": model_fingerprint(config.lm),
     }
-    return Work("metrics", 1, plan, (sae, tokens, activations))
+    return Work("sae", 2, plan, (tokens,))
 
 
-def evaluate(config: RunConfig, sae: Artifact, tokens: Artifact, activations: Artifact, place: Place) -> Artifact:
-    """Metrics on held-out documents, with intervals."""
-    work = evaluate_work(config, sae, tokens, activations)
+class _Pupil(NamedTuple):
+    """An SAE in the making; `end` makes its artifact finished."""
 
-    def fill(draft: Draft, report: StepReport) -> None:
-        use_threads(config.resolved_threads())
-        shards = token_shards(tokens, held_out=True)
-        lm = language_model(config.lm)
-        model = load_sae(sae, config.lm.resolved_device())
-        site = sae.facts["site"]
-        with place.watch.bar("evaluate", min(config.evaluation.max_tokens, tokens.facts["n_tokens"]), "tokens") as tick:
-            made = evaluate_sae(lm, model, shards, activations.facts["sink_norms"][site], config.evaluation, tick)
-        report.n_tokens = made.n_tokens
-        metrics = made.metrics | {"dead_share": _dead_share(model, activations, site)}
-        draft.facts |= {"metrics": {name: [_or_none(value) for value in metric] for name, metric in metrics.items()}}
-
-    return place.make("evaluate", work, fill)
+    choice: Choice
+    work: Work
+    draft: Draft
+    report: StepReport
+    end: ExitStack
 
 
-def _or_none(value: float) -> float | None:
-    """A number that has no value (a share of nothing) is null, in the manifest and in the table."""
-    return value if np.isfinite(value) else None
+class _Trained(NamedTuple):
+    """A pupil, its training, and its curve."""
+
+    pupil: _Pupil
+    training: Training
+    curve: Curve
+
+    def checkpoint(self) -> None:
+        """Keep the whole state."""
+        keep_piece(self.pupil.draft.directory / CHECKPOINT, self.training.save())
+
+    def finish(self) -> None:
+        """Its artifact, whole."""
+        training, draft, ends = self.training, self.pupil.draft, self.pupil.choice.ends
+        training.published(ends).save(draft.directory)
+        (draft.directory / CHECKPOINT).unlink(missing_ok=True)
+        places = dict.fromkeys((*training.read, *training.write))
+        draft.facts |= {
+            "sites": [str(site) for site in sites_of(ends)],
+            "activation_scale": [training.site_scales[place] for place in places],
+            "threshold": training.threshold / training.scales.write.square().mean().sqrt().item(),
+            "plan": training.plan._asdict(),
+            "sparsity_weight": _sparsity_weight(training.recipe),
+            "n_tokens": training.n_tokens,
+            "n_features": training.recipe.n_features,
+        }
+        self.pupil.end.close()
 
 
-def _dead_share(sae: SAE, activations: Artifact, site: int) -> Interval:
-    """Share of features that never fire on all held-out tokens, not only on those that the model ran on."""
-    fires, n_tokens = np.zeros(sae.n_features, dtype=np.int64), 0
-    for index, flag in enumerate(activations.facts["held_out"]):
-        if flag:
-            shard = load_activations(activations.file(shard_name(index)), len(activations.facts["widths"]))
-            rows = shard.sites[site].float().to(sae.W_enc.device)
-            fires += np.bincount(sae.fire(rows).feature.cpu().numpy(), minlength=sae.n_features)
-            n_tokens += rows.shape[0]
-    dead = float((fires == 0).mean())
-    return Interval(dead, dead, dead, n_tokens)
+def _sparsity_weight(recipe: Recipe) -> float | None:
+    """Of the term that counts firings or weighs them; None where k does."""
+    return next((float(term.weight) for term in recipe.objective if isinstance(term, L0 | L1 | TanhL0)), None)
+
+
+def train(config: RunConfig, tokens: Artifact, activations: Artifact, place: Place) -> list[Artifact]:
+    """Every SAE of the run, in its order. Those that are missing are trained together: each batch is read once.
+
+    Each has its own artifact, checkpoint and curve; a killed run continues each exactly from its last checkpoint.
+    """
+    wanted = [(choice, train_work(config, choice, tokens, activations)) for choice in config.choices()]
+    with ExitStack() as stack:
+        pupils = _missing(wanted, place, stack)
+        if pupils:
+            use_threads(config.resolved_threads())
+            _train(_resumed(config, tokens, activations, pupils, place), place)
+    return [finished(place.store, work) for _, work in wanted]
+
+
+def _missing(wanted: list[tuple[Choice, Work]], place: Place, stack: ExitStack) -> list[_Pupil]:
+    """Those that are not there yet, each under its lock, in one order: no two builds wait for each other."""
+    pupils: dict[str, _Pupil] = {}
+    for choice, work in sorted(wanted, key=lambda pair: pair[1].fingerprint):
+        end = stack.enter_context(ExitStack())
+        draft, report = end.enter_context(place.making("train", work))
+        if draft is None:
+            end.close()
+        else:
+            pupils[work.fingerprint] = _Pupil(choice, work, draft, report, end)
+    return [pupils[work.fingerprint] for _, work in wanted if work.fingerprint in pupils]
+
+
+def _resumed(
+    config: RunConfig, tokens: Artifact, activations: Artifact, pupils: list[_Pupil], place: Place
+) -> list[_Trained]:
+    """Trainings over one object of batches, each from its checkpoint where it has one."""
+    batches = batches_for(config, tokens, activations, [pupil.choice.ends for pupil in pupils])
+    trained = []
+    for pupil in pupils:
+        training = _training(pupil, batches)
+        path = pupil.draft.directory / CHECKPOINT
+        was_there, of = path.exists(), f" ({pupil.choice.name})" if len(pupils) > 1 else ""
+        if kept_piece(path):
+            training.restore(path)
+            place.watch.say(f"train: resumed at step {training.step} of {training.plan.n_steps}{of}")
+        elif was_there:
+            place.watch.say(f"train: the checkpoint is damaged, so training starts anew{of}")
+        pupil.report.n_tokens = (training.plan.n_steps - training.step) * training.config.batch_tokens
+        trained.append(_Trained(pupil, training, Curve(training, pupil.work.fingerprint, pupil.report.run_id)))
+    return trained
+
+
+def _training(pupil: _Pupil, batches: Needed) -> Training:
+    ends = pupil.choice.ends
+    read, write = ([batches.sites.index(str(site)) for site in sites] for sites in (ends.read, ends.write))
+    return Training(pupil.choice.recipe, pupil.choice.training, batches, read, write)
+
+
+def _train(trained: list[_Trained], place: Place) -> None:
+    """The loop: watched, checkpointed at intervals, and ended between two steps where a signal asks for it."""
+    every, batch = (getattr(trained[0].training.config, name) for name in ("checkpoint_every_steps", "batch_tokens"))
+    last = max(one.training.plan.n_steps for one in trained)
+    trainings = [one.training for one in trained]
+    first = min(training.step for training in trainings)
+    with stopping() as stop, place.watch.bar("train", last * batch, "tokens") as tick:
+        tick(first * batch)
+        done: list[_Trained] = [one for one in trained if one.training.done]
+        made: list[_Trained] = []
+        for index, progress in train_together(trainings):
+            made.append(_advanced(trained[index], progress))
+            if any(training.step == progress.step and not training.done for training in trainings):
+                continue
+            tick(batch)
+            is_due = (progress.step + 1) % every == 0 or stop.signal is not None
+            done += [one for one in made if one.training.done]
+            _keep(trained, [one for one in made if is_due and not one.training.done], done, place)
+            made, done = [], []
+            _leave_if_asked(stop, progress.step + 1, last, place)
+        _keep(trained, [], done, place)
+        stop.leave()
+
+
+def _advanced(one: _Trained, progress: Progress) -> _Trained:
+    if not np.isfinite(progress.loss):
+        raise ActivationError(
+            f"the loss of {one.pupil.choice.name} became {progress.loss} at step {progress.step}; finite numbers are "
+            "wanted: lower training.learning_rate, or look for NaN in the activations"
+        )
+    one.curve.add(progress)
+    return one
+
+
+def _keep(trained: list[_Trained], due: list[_Trained], done: list[_Trained], place: Place) -> None:
+    """Checkpoints of those that are due, artifacts of those that are done, and curves now and then."""
+    for one in due:
+        one.checkpoint()
+    write_curves([one.curve for one in trained], place, at_once=bool(due or done))
+    for one in done:
+        one.finish()
+
+
+def _leave_if_asked(stop: Stop, step: int, last: int, place: Place) -> None:
+    if stop.signal is not None and step < last:
+        place.watch.say(f"train: stopped at step {step} of {last}; run the same command to go on")
+        stop.leave()

@@ -92,3 +92,9 @@ def rebuild(corpus: Path) -> Callable[..., tuple[RunConfig, Place]]:
         return config, place
 
     return run
+
+
+@pytest.fixture(scope="session")
+def begin(corpus: Path) -> Callable[..., tuple[RunConfig, Place]]:
+    """The tiny run in a store, with changes, before any step."""
+    return lambda store, **changes: (tiny(corpus, **changes), Place(store, Record()))
