@@ -245,7 +245,7 @@ def test_curves_are_seen_while_training_goes_on(
     assert seen and seen[0] >= 8
     sql = "select step, tokens_per_second, l0, fvu, dead_share, learning_rate, loss from train_progress order by 1"
     points = rows(place, sql)
-    assert [point[0] for point in points] == list(range(10))
+    assert [point[0] for point in points] == list(range(1, 11))
     assert points[1][1] == pytest.approx(512 / 3.0)
     assert all(value is not None for point in points for value in point)
 
