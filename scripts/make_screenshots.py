@@ -87,6 +87,7 @@ def _take(url: str, sae_id: str, feature: int, out: Path) -> None:
         "overview": ("", f"{MARKER_TABLE} >> nth=1"),
         "features": (f"features?sae={sae}&sort=name&status=alive", MARKER_TABLE),
         "feature": (f"feature?sae={sae}&feature={feature}", f".almanac[data-feature='{feature}'] .bucket"),
+        "training": ("training", ".curves path[data-run]"),
         "sql": (f"sql?sql={question}", "textarea"),
     }
     with sync_playwright() as playwright:
