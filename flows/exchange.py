@@ -24,6 +24,9 @@ FORMATS = ("saelens", "sparsify", "almanac")
 
 _HUB_NAME = re.compile(r"(?:hf://|hub:)?(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
 
+_SUFFIXES = (".json", ".safetensors", ".npz", ".pt")
+"""Files of checkpoints; what else a repository holds is left there."""
+
 _LOADING = {
     "saelens": 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("FOLDER")',
     "sparsify": 'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_disk("FOLDER")',
@@ -43,7 +46,7 @@ def fetched(source: str) -> Path:
     if name is None:
         raise ExchangeError(f"there is nothing at {source!r}; give a folder, or a hub name such as user/repo/folder")
     repo, folder, revision = name["repo"], name["folder"], name["revision"]
-    wanted = [f"{folder.strip('/')}/*"] if folder else None
+    wanted = [f"{folder.strip('/')}/*{suffix}" if folder else f"*{suffix}" for suffix in _SUFFIXES]
     try:
         root = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -5,6 +5,7 @@ are under way as torch has threads. With `product=torch.bfloat16` features are c
 values of the chosen ones computed again in the precision of the weights.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -146,8 +147,11 @@ def _product(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _workers(n: int) -> ThreadPoolExecutor:
-    """Threads of their own, each of which multiplies alone: torch's would wait, spinning, while a kernel runs."""
+def _workers(n: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    """Threads of their own, each of which multiplies alone: torch's would wait, spinning, while a kernel runs.
+
+    A forked process has none of its parent's threads, so `process` is part of the key.
+    """
     return ThreadPoolExecutor(n, "pieces", initializer=torch.set_num_threads, initargs=(1,))
 
 
@@ -155,7 +159,7 @@ def _each(piece: Callable[[slice], _Found], pieces: list[slice], in_threads: boo
     n = torch.get_num_threads()
     if not in_threads or n == 1 or len(pieces) == 1:
         return map(piece, pieces)
-    return _workers(n).map(piece, pieces)
+    return _workers(n, os.getpid()).map(piece, pieces)
 
 
 def _bits(tensor: Tensor) -> np.ndarray:
