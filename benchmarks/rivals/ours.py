@@ -9,7 +9,8 @@ from torch import Tensor
 from rivals.worker import FIRING_AT_START, LONG_AGO, Task, serve
 from saelib.architectures import recipe
 from saelib.base import Ends, Site
-from saelib.training import Training, TrainingConfig
+from saelib.schedule import TrainingConfig
+from saelib.training import Training
 
 
 class Feed:
