@@ -1,0 +1,1 @@
+"""What `benchmarks/quality.py` trains, how it measures, and how it tells."""
