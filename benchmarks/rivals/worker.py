@@ -106,16 +106,21 @@ class _Run:
 
     def __init__(self, task: Task, racer: Racer) -> None:
         self.task, self.racer, self.step = task, racer, 0
-        self.tokens = np.load(task.activations, mmap_mode="r")
+        mapped = np.load(task.activations, mmap_mode="r")
+        self.shape, self.start = mapped.shape, mapped.offset
         generator = torch.Generator().manual_seed(task.seed)
         order = torch.randperm(task.n_features, generator=generator)
         self.dead = order[: round(task.dead_share * task.n_features)]
 
     def batch(self) -> Tensor:
-        """The batch of this step: the same for every racer, starting over at the end of the file."""
-        size = self.task.batch
-        first = self.step % (len(self.tokens) // size) * size
-        return torch.from_numpy(np.array(self.tokens[first : first + size]))
+        """The batch of this step: the same for every racer, starting over at the end of the file.
+
+        Read, not mapped: pages of the file would count as the racer's memory.
+        """
+        size, width = self.task.batch, self.shape[1]
+        first = self.step % (self.shape[0] // size) * size
+        rows = np.fromfile(self.task.activations, np.float32, size * width, offset=self.start + 4 * first * width)
+        return torch.from_numpy(rows.reshape(size, width))
 
     def go(self, n_steps: int) -> dict[str, float]:
         """Train; fetching a batch and marking features dead are outside the clock."""
