@@ -107,8 +107,10 @@ const drawTools = (state) => {
   const n = state.runs.length
   state.parts.tools.replaceChildren(
     el("span", { class: "note" }, n > 1 ? `${state.chosen.length} of ${n} runs drawn over the training tokens; click one to add or remove it` : "over the training tokens"),
-    n > 1 ? linked(n > state.most ? `first ${state.most}` : "all", "draw them all", () => state.choose(state.runs.slice(0, state.most).map((run) => run.id))) : null,
-    n > 1 ? linked("the current one", "what is training now, else the newest", () => state.choose([])) : null,
+    ...(n > 1 ? [
+      linked(n > state.most ? `first ${state.most}` : "all", "draw them all", () => state.choose(state.runs.slice(0, state.most).map((run) => run.id))),
+      linked("the current one", "what is training now, else the newest", () => state.choose([])),
+    ] : []),
     el("span", { class: "choice", role: "group", "aria-label": "scale of FVU and loss" }, ...["log", "linear"].map((scale) =>
       button(scale, `FVU and loss on a ${scale} scale`, () => state.rescale(scale), { "aria-pressed": String(state.scale === scale), "data-scale": scale }))),
   )

@@ -82,3 +82,10 @@ def test_pages_need_neither_torch_nor_the_other_floors() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_that_may_be_null_is_handed_to_replace_children() -> None:
+    """`el` passes over null; the browser's own replaceChildren writes the word (seen once: "nullnull")."""
+    for script in (Path(__file__).parents[2] / "dashboard/parts").glob("*.js"):
+        for call in re.findall(r"replaceChildren\(\n(.*?)\n  \)", script.read_text(encoding="utf-8"), re.DOTALL):
+            assert not [line for line in call.split("\n") if re.match(r"    \S.*: null,?$", line)], script.name
