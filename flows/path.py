@@ -5,6 +5,7 @@ from types import ModuleType
 from flows import steps
 from flows.artifact import Artifact
 from flows.config import RunConfig
+from flows.naming import with_module_paths
 from flows.place import Place
 
 __all__ = ["path"]
@@ -12,6 +13,7 @@ __all__ = ["path"]
 
 def path(config: RunConfig, place: Place, do: ModuleType = steps) -> Artifact:
     """text → tokens → activations → SAEs → features → catalog. `do` holds the steps: plain, or as Prefect tasks."""
+    config = with_module_paths(config)
     adopted = do.adopt(config, place)
     tokens = do.tokenize(config, place)
     activations = do.harvest(config, tokens, place, do.each)

@@ -7,12 +7,14 @@ from catalog.guard import answering
 from flows.artifact import Artifact, Work, find
 from flows.config import RunConfig
 from flows.imports import imported
+from flows.naming import with_module_paths
 from flows.steps.adopt import adopt_work
 from flows.steps.evaluate import evaluate_work
 from flows.steps.features import describe_work
-from flows.steps.harvest import harvest_work, tokenize_work
+from flows.steps.harvest import harvest_work
 from flows.steps.loading import language_model, site_widths
 from flows.steps.publish import is_current, publish_work
+from flows.steps.tokenize import tokenize_work
 from flows.steps.train import train_work
 from saelib.activations import rows_bytes
 
@@ -42,6 +44,7 @@ class Planned(NamedTuple):
 
 def plan_run(config: RunConfig, store: Store | None) -> list[Planned]:
     """Every step in order. What hangs on a step that is to do is to do as well."""
+    config = with_module_paths(config)
     rates = {} if store is None else _rates(store)
     rows: list[Planned] = []
 

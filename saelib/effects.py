@@ -83,9 +83,8 @@ def loss_effects(
 
 
 def _forward(lm: LanguageModel, batch: Batch) -> Tensor:
-    logits: Tensor = lm.model(
-        input_ids=batch.input_ids.to(lm.device), attention_mask=batch.attention_mask.to(lm.device), use_cache=False
-    ).logits
+    lm.check_predicts("effect on the loss")
+    logits: Tensor = lm.forward(batch.input_ids.to(lm.device), batch.attention_mask.to(lm.device)).logits
     return next_token_loss(logits, batch)
 
 

@@ -255,11 +255,9 @@ def _replacing(rows: Mapping[Site, Tensor], keep: Tensor) -> dict[Site, Patch]:
 
 
 def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
+    lm.check_predicts("next-token loss")
     with torch.no_grad():
-        out = lm.model(
-            input_ids=batch.input_ids.to(lm.device), attention_mask=batch.attention_mask.to(lm.device), use_cache=False
-        )
-    logits: Tensor = out.logits
+        logits: Tensor = lm.forward(batch.input_ids.to(lm.device), batch.attention_mask.to(lm.device)).logits
     return logits
 
 

@@ -77,6 +77,7 @@ class Preactivations:
 
     def largest(self, k: int) -> Firings:
         """The k largest of each token, where they are positive."""
+        k = min(k, self.n_features)
         return self._positive(self._gathered(lambda pre: _largest(pre, k)))
 
     def largest_of_groups(self, k: int) -> Firings:
@@ -93,7 +94,7 @@ class Preactivations:
     def largest_among(self, features: Int[Tensor, " n"], k: int) -> Firings:
         """The k largest positive of each token among some features, in increasing order; named as of all features."""
         part = Preactivations(self.x, self.weight.t()[features].t(), self.bias[features], self.product)
-        found = part.largest(min(k, features.numel()))
+        found = part.largest(k)
         return found._replace(feature=features[found.feature].to(torch.int32), n_features=self.n_features)
 
     def _rounding(self) -> Tensor:

@@ -80,6 +80,7 @@ class Training:
         read: Sequence[int] = (0,),
         write: Sequence[int] | None = None,
     ) -> None:
+        recipe.nonlinearity.widened(config.start_k_multiple).check(recipe.n_features)
         self.recipe, self.config, self.batches = recipe, config, batches
         self.read, self.write = tuple(read), tuple(read if write is None else write)
         sample = [site.float() for site in batches.sample()]

@@ -3,8 +3,9 @@
 from flows.steps.adopt import adopt
 from flows.steps.evaluate import evaluate
 from flows.steps.features import describe
-from flows.steps.harvest import each, harvest, tokenize
+from flows.steps.harvest import each, harvest
 from flows.steps.publish import publish
+from flows.steps.tokenize import tokenize
 from flows.steps.train import train
 
 __all__ = ["adopt", "describe", "each", "evaluate", "harvest", "publish", "tokenize", "train"]

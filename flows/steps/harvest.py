@@ -1,20 +1,17 @@
-"""text → tokens → activations."""
+"""tokens → activations."""
 
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
 from flows.artifact import Artifact, Draft, Work, keep_piece, kept_piece
 from flows.config import RunConfig
-from flows.disk import check_room, write_piece
+from flows.disk import check_room
 from flows.place import Place, StepReport, Tick
-from flows.rows import corpus as corpus_rows
 from flows.steps.loading import (
-    contiguous,
     language_model,
     load_tokens,
     shard_name,
@@ -23,12 +20,9 @@ from flows.steps.loading import (
     use_threads,
 )
 from saelib.activations import MASKS, Harvester, rows_bytes, sink_norms
-from saelib.errors import ConfigError
 from saelib.lm import model_fingerprint
-from saelib.text import corpus_fingerprint
-from saelib.text import tokenize as tokenize_corpus
 
-__all__ = ["each", "harvest", "harvest_work", "tokenize", "tokenize_work"]
+__all__ = ["each", "harvest", "harvest_work"]
 
 Each = Callable[..., list[Any]]
 
@@ -36,45 +30,6 @@ Each = Callable[..., list[Any]]
 def each(step: Callable[..., Any], shards: Sequence[Any], *rest: Any) -> list[Any]:
     """A step on every shard, in order."""
     return [step(shard, *rest) for shard in shards]
-
-
-def tokenize_work(config: RunConfig) -> Work:
-    """Depends on the text, the tokenizer, and how documents are cut and shared out."""
-    plan = {
-        "corpus": config.corpus.model_dump(mode="json", exclude={"name", "licence", "role"}),
-        "content": corpus_fingerprint(config.corpus),
-        "model": model_fingerprint(config.lm),
-    }
-    return Work("tokens", 1, plan)
-
-
-def tokenize(config: RunConfig, place: Place) -> Artifact:
-    """Documents to token shards, with the tables `document` and `sequence` beside them."""
-    work = tokenize_work(config)
-
-    def fill(draft: Draft, report: StepReport) -> None:
-        lm = language_model(config.lm)
-        site_widths(lm, config.resolved_harvest().sites)  # a site that is not there is said before the work begins
-        with place.watch.bar("tokenize", config.corpus.max_tokens or 0, "tokens") as tick:
-            tokenized = tokenize_corpus(lm, config.corpus, tick)
-        if not any(tokenized.held_out):
-            raise ConfigError(
-                f"no document is held out of {len(tokenized.documents)}, so nothing could be evaluated; "
-                "raise corpus.held_out_share or name corpus.held_out"
-            )
-        for index, shard in enumerate(tokenized.shards):
-            write_piece(draft.directory / shard_name(index), save(contiguous(shard)))
-        report.n_tokens = sum(shard.token_ids.size for shard in tokenized.shards)
-        draft.facts |= {
-            "held_out": tokenized.held_out,
-            "n_documents": len(tokenized.documents),
-            "n_sequences": sum(shard.n_sequences for shard in tokenized.shards),
-            "n_tokens": report.n_tokens,
-            "context_tokens": max(int(shard.lengths.max()) for shard in tokenized.shards),
-        }
-        draft.rows |= corpus_rows.write(draft.directory, lm, tokenized, work.fingerprint)
-
-    return place.make("tokenize", work, fill)
 
 
 def harvest_work(config: RunConfig, tokens: Artifact) -> Work:

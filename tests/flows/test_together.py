@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Record, tiny
 
 from catalog import Store, connect, verify
 from flows import steps
 from flows.artifact import verify_artifacts
 from flows.config import RunConfig
+from flows.errors import RecipeError, RunConfigError
+from flows.naming import with_module_paths
 from flows.path import path
 from flows.place import Place
 from saelib.sae import SAE
@@ -277,3 +280,30 @@ def _harvested(place: Place, sites: tuple[str, ...]) -> list[torch.Tensor]:
     places = [json.loads(manifest.read_text())["facts"]["sites"].index(site) for site in sites]
     shards = [load_file(file) for file in sorted(manifest.parent.glob("shard-*"))]
     return [torch.cat([shard[f"site_{each}"] for shard in shards]) for each in places]
+
+
+def test_short_names_and_wildcards_of_sites_are_module_paths_in_the_plan(corpus: Path) -> None:
+    recipe = {"architecture": "transcoder", "n_features": 64, "k": 6, "read": "mlp_out.0", "write": "resid_post.1"}
+    config = tiny(corpus, harvest={"sites": [{"path": "resid_post.1"}]}, recipes=[recipe, RECIPES[3]])
+    named = with_module_paths(config)
+    assert [str(site) for site in named.resolved_harvest().sites] == ["model.layers.1", "model.layers.0.mlp"]
+    assert with_module_paths(tiny(corpus)) == tiny(corpus)
+    every = with_module_paths(tiny(corpus, harvest={"sites": [{"path": "model.layers.*.mlp"}]}))
+    assert len(every.harvest.sites) == 4 and len(every.choices()) == 4
+    with pytest.raises(RecipeError, match="unknown site.*layer"):
+        with_module_paths(tiny(corpus, harvest={"sites": [{"path": "resid_post.99"}]}))
+
+
+def test_packed_sequences_are_refused_before_anything_is_read(tmp_path: Path, corpus: Path) -> None:
+    config = tiny(corpus)
+    packed = config.model_copy(update={"corpus": config.corpus.model_copy(update={"packing": "separator"})})
+    with pytest.raises(RunConfigError, match=r"corpus\.packing = 'separator'.*cannot be described yet; 'none' is"):
+        path(packed, Place(Store.create(tmp_path / "store"), Record()))
+
+
+def test_a_build_says_what_was_kept_of_the_text(built: Built) -> None:
+    lines = [line for line in built[1].watch.lines if line.startswith("tokenize: ")]
+    assert any("documents kept" in line for line in lines)
+    manifest = next((built[1].store.root / "artifacts/tokens").glob("*/manifest.json"))
+    facts = json.loads(manifest.read_text())["facts"]
+    assert facts["counts"]["n_read"] == facts["n_documents"] > 0

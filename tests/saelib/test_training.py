@@ -284,3 +284,9 @@ def test_every_recipe_has_a_source_and_an_objective_of_named_terms(name: str) ->
     assert "et al." in source
     names = [term.name for term in made(name, 64).objective]
     assert len(set(names)) == len(names) and names[0] == "reconstruction"
+
+
+def test_a_k_that_starts_wider_than_the_sae_is_refused(small: Planted) -> None:
+    config = TrainingConfig(n_tokens=640, batch_tokens=64, start_k_multiple=12.0)
+    with pytest.raises(ConfigError, match="keeps k=36 features a token but the SAE has n_features=32"):
+        Training(recipe("batchtopk", n_features=32, k=3), config, small)
