@@ -24,26 +24,16 @@ def compiled_for(tensor: Tensor) -> bool:
 
 @numba.njit(cache=True, nogil=True)
 def _kth_largest(values: np.ndarray, n: Any, k: Any) -> Any:
-    """The k-th largest of the first n (Hoare's selection; it reorders them)."""
-    low, high = 0, n - 1
-    while low < high:
-        pivot, i, j = values[(low + high) // 2], low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if k - 1 <= j:
-            high = j
-        elif k - 1 >= i:
-            low = i
-        else:
-            break
-    return values[k - 1]
+    """The k-th largest of the first n, or 0 where it is negative, bit by bit: no branch that depends on a value."""
+    kth, bit = values.dtype.type(0), values.dtype.type(1) << (8 * values.itemsize - 2)
+    while bit > 0:
+        bound, above = kth | bit, 0
+        for i in range(n):
+            above += values[i] >= bound
+        if above >= k:
+            kth = bound
+        bit >>= 1
+    return kth
 
 
 @numba.njit(cache=True, nogil=True)
@@ -70,13 +60,12 @@ def largest_in_rows(bits: np.ndarray, k: Any, index: np.ndarray, count: np.ndarr
     n, width = bits.shape
     one = bits.dtype.type(1)
     groups = min(max(_GROUPS, 2 * k), width)
-    maxima, scratch = np.empty(groups, bits.dtype), np.empty(width, bits.dtype)
-    value, place, keep = np.empty(width, bits.dtype), np.empty(width, np.int32), np.empty(width, np.int32)
+    maxima = np.empty(groups, bits.dtype)
+    value, place = np.empty(width, bits.dtype), np.empty(width, np.int32)
     for r in range(n):
-        row = bits[r]
+        row, kept = bits[r], index[r]
         _fold_to_maxima(row, maxima)
-        scratch[:groups] = maxima
-        bound = max(_kth_largest(scratch, groups, min(k, groups)), one)
+        bound = max(_kth_largest(maxima, groups, min(k, groups)), one)
         m = 0
         for j in range(groups):
             if maxima[j] >= bound:
@@ -85,15 +74,14 @@ def largest_in_rows(bits: np.ndarray, k: Any, index: np.ndarray, count: np.ndarr
                         value[m], place[m] = row[i], i
                         m += 1
         if m > k:
-            scratch[:m] = value[:m]
-            kth = _kth_largest(scratch, m, k)
+            kth = _kth_largest(value, m, k)
             above = 0
             for i in range(m):
                 above += value[i] > kth
-            m = _keep_largest(value, place, m, kth, k - above, keep)
+            m = _keep_largest(value, place, m, kth, k - above, kept)
         else:
-            keep[:m] = place[:m]
-        index[r, :m] = np.sort(keep[:m])
+            kept[:m] = place[:m]
+        kept[:m].sort()
         count[r] = m
 
 

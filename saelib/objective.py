@@ -40,7 +40,7 @@ class Reconstruction(Frozen):
 
     def __call__(self, step: Pass, ramp: float) -> Tensor:  # noqa: ARG002
         """Mean over tokens."""
-        error = (step.y - step.y_hats).square().sum(dim=-1).mean(dim=1)
+        error = step.errors.mean(dim=1)
         weights = error.new_tensor(self.weights)
         return (weights @ error) / (weights.sum() * step.variance)
 

@@ -1,6 +1,6 @@
 """Nonlinearities while they learn: where a gradient can flow, what f is there, and what they are published as."""
 
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,10 @@ class Trainable(Protocol):
     def start_l0(self) -> float | None:
         """Firings a token that the biases are set to before the first step; None where k fixes them."""
 
+    @property
+    def needs_weakest(self) -> bool:
+        """Whether it asks for the smallest firings of the batches before, as `floor` and as `threshold`."""
+
     def check(self, n_features: int) -> None:
         """Raises ConfigError where it cannot serve an SAE of that width."""
 
@@ -61,6 +65,7 @@ class _Plain(Frozen):
     """f = pre at the candidates, and nothing else is learned."""
 
     start_l0: float | None = None
+    needs_weakest: ClassVar[bool] = False
 
     def check(self, n_features: int) -> None:
         """Any width will do."""
@@ -124,6 +129,8 @@ class BatchTopK(_WithK):
 
     Published it is a JumpReLU with the learned threshold, so that a token's features do not depend on its neighbours.
     """
+
+    needs_weakest: ClassVar[bool] = True
 
     def candidates(self, pre: Preactivations, learned: Learned, floor: float) -> Firings:  # noqa: ARG002
         """Exact for any `floor`; one just under the true threshold leaves few entries to sort."""

@@ -16,7 +16,16 @@ from saelib.sae import SAE
 from saelib.sparse import ByFeature, Firings, decode_rows, dot_pairs, sum_by_feature
 from saelib.trainable import Trainable, check_trainable
 
-__all__ = ["Pass", "Scales", "Start", "Trainee", "decode_firings", "decode_prefixes", "encode_firings"]
+__all__ = [
+    "Pass",
+    "Scales",
+    "Start",
+    "Trainee",
+    "decode_firings",
+    "decode_prefixes",
+    "encode_firings",
+    "squared_errors",
+]
 
 _QUANTILE_TOKENS = 4096
 _QUANTILE_FEATURES = 1024
@@ -79,6 +88,22 @@ class _Decode(torch.autograd.Function):
         if ctx.learns:
             sum_by_feature(ctx.by, ctx.saved_tensors[0].detach(), g, out=_gradient(ctx.W_dec))
         return dot_pairs(ctx.firings, g, ctx.W_dec.detach()), None, None, None, None
+
+
+class _SquaredErrors(torch.autograd.Function):
+    """‖y − ŷ‖² a token; the gradient reaches ŷ. Written out, each pass over [n_tokens, d] is made once."""
+
+    @staticmethod
+    def forward(ctx: Any, y_hats: Tensor, y: Tensor) -> Tensor:
+        away = y_hats - y
+        ctx.save_for_backward(away)
+        errors: Tensor = torch.linalg.vecdot(away, away)
+        return errors
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (away,) = ctx.saved_tensors
+        return away * (2 * grads[0]).unsqueeze(-1), None
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -190,6 +215,8 @@ class Pass(NamedTuple):
     y: Float[Tensor, "n_tokens d_out"]
     y_hats: Float[Tensor, "n_prefixes n_tokens d_out"]
     """Reconstructions from nested prefixes of the features; the last one is from all of them."""
+    errors: Float[Tensor, "n_prefixes n_tokens"]
+    """‖y − ŷ‖² of each of them, with its gradient."""
     found: Firings
     """Candidates, with their pre-activation."""
     by: ByFeature
@@ -220,6 +247,14 @@ def decode_firings(trainee: Trainee, value: Tensor, firings: Firings, by: ByFeat
     """Σ value · decoder row, without b_dec; the gradient reaches the values and, if it `learns`, the decoder."""
     decoded: Tensor = _Decode.apply(value, trainee.W_dec, firings, by, learns)  # type: ignore[no-untyped-call]
     return decoded
+
+
+def squared_errors(
+    y_hats: Float[Tensor, "n_prefixes n_tokens d_out"], y: Float[Tensor, "n_tokens d_out"]
+) -> Float[Tensor, "n_prefixes n_tokens"]:
+    """‖y − ŷ‖² of every reconstruction; the gradient reaches ŷ and not y."""
+    errors: Tensor = _SquaredErrors.apply(y_hats, y)  # type: ignore[no-untyped-call]
+    return errors
 
 
 def decode_prefixes(

@@ -22,7 +22,7 @@ from saelib.errors import CheckpointError, ConfigError
 from saelib.sae import SAE
 from saelib.schedule import TrainingConfig, TrainingPlan
 from saelib.sparse import ByFeature
-from saelib.trainee import Pass, Scales, Start, Trainee, decode_prefixes, encode_firings
+from saelib.trainee import Pass, Scales, Start, Trainee, decode_prefixes, encode_firings, squared_errors
 
 __all__ = ["THRESHOLD_MARGIN", "Batches", "Progress", "Training"]
 
@@ -143,7 +143,7 @@ class Training:
         rate = self.plan.rate(self.step)
         self._descend(loss, rate)
         l0 = self._count(made)
-        error = (y - made.y_hat.detach()).square().sum(dim=1)
+        error = made.errors[-1].detach()
         self._resample(made, error)
         progress = Progress(
             step=self.step,
@@ -170,7 +170,8 @@ class Training:
         if trainee.W_skip is not None:
             y_hats = y_hats + (x - trainee.center) @ trainee.W_skip
         dead = (self.tokens_since_fired > self.plan.dead_after_tokens).nonzero().squeeze(1)
-        return Pass(trainee, x, y, y_hats, found, by, pre, value, everything, dead, self.variance)
+        errors = squared_errors(y_hats, y)
+        return Pass(trainee, x, y, y_hats, errors, found, by, pre, value, everything, dead, self.variance)
 
     def _descend(self, loss: Tensor, rate: float) -> None:
         self.optimizer.zero_grad(set_to_none=False)
@@ -184,18 +185,19 @@ class Training:
 
     def _count(self, made: Pass) -> float:
         """Dead counters, and the smallest firing of a batch for those who need it. Returns L0."""
-        value = made.value.detach()
+        value, feature = made.value.detach(), made.found.feature
         fires = value > 0
-        self.tokens_since_fired += made.found.n_tokens
-        self.tokens_since_fired[made.found.feature[fires]] = 0
         n_fires = int(fires.sum())
-        if n_fires:
-            weakest = value if n_fires == value.numel() else value[fires]
-            self.floor = 0.9 * weakest.min().item()
+        if n_fires < value.numel():
+            value, feature = value[fires], feature[fires]
+        self.tokens_since_fired += made.found.n_tokens
+        self.tokens_since_fired[feature] = 0
+        if n_fires and self.trainee.nonlinearity.needs_weakest:
+            self.floor = 0.9 * value.min().item()
             if self.step >= self.plan.threshold_from_step:
                 rank = max(1, round(THRESHOLD_MARGIN * n_fires))
                 keep = self.plan.threshold_keep if self.threshold > 0 else 0.0
-                self.threshold = keep * self.threshold + (1 - keep) * weakest.kthvalue(rank).values.item()
+                self.threshold = keep * self.threshold + (1 - keep) * value.kthvalue(rank).values.item()
         return n_fires / max(1, made.found.n_tokens)
 
     @torch.no_grad()

@@ -44,14 +44,14 @@ def train_work(config: RunConfig, choice: Choice, tokens: Artifact, activations:
         "threads": config.resolved_threads(),
     }
     if not config.training.stream:
-        return Work("sae", 2, plan, (activations,))
+        return Work("sae", 3, plan, (activations,))
     plan |= {
         "harvest": config.resolved_harvest().model_dump(mode="json", exclude={"max_tokens"}),
         "sink_norms": activations.facts["sink_norms"],
         "lm": config.lm.model_dump(mode="json", exclude={"model"}),
         "model": model_fingerprint(config.lm),
     }
-    return Work("sae", 2, plan, (tokens,))
+    return Work("sae", 3, plan, (tokens,))
 
 
 class _Pupil(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 from saelib.objective import L0, L1, AuxK, GateReconstruction, Reconstruction
 from saelib.sparse import ByFeature, Firings, decode_rows, dot_pairs, firings_where, sum_by_feature
 from saelib.trainable import BatchTopK, LearnedGate, LearnedReLU, LearnedThreshold, LearnedTopK, Trainable
-from saelib.trainee import Pass, Start, Trainee, decode_prefixes, encode_firings
+from saelib.trainee import Pass, Start, Trainee, decode_prefixes, encode_firings, squared_errors
 
 N, D, F = 13, 6, 20
 
@@ -109,7 +109,8 @@ def made_pass(trainee: Trainee, x: Tensor, y: Tensor, dead: Tensor, prefixes: tu
     pre = encode_firings(trainee, x, found, by)
     value = trainee.nonlinearity.activate(found, pre, trainee.vectors)
     y_hats = decode_prefixes(trainee, value, found, by, prefixes) + trainee.b_dec
-    return Pass(trainee, x, y, y_hats, found, by, pre, value, everything, dead, 2.0)
+    errors = squared_errors(y_hats, y)
+    return Pass(trainee, x, y, y_hats, errors, found, by, pre, value, everything, dead, 2.0)
 
 
 def same_gradients(trainee: Trainee, got: dict[str, Tensor], loss: Tensor) -> None:
