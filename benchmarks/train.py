@@ -7,6 +7,7 @@ run again. Settings:
 
 plain   as installed
 kept    glibc keeps freed memory (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), for everybody
+fp32    kept, and ours chooses its features by a float32 product too: float32 against float32
 knobs   kept, and oneDNN's kernel for fp32 products (torch.backends.mkldnn.matmul.fp32_precision = "bf16") set for the
         rivals; each of them also under bf16 autocast. Ours does what it always does
 
@@ -36,7 +37,7 @@ RACERS = {
     "jumprelu": ("ours", "saelens"),
     "standard": ("ours", "saelens"),
 }
-SETTINGS = ("plain", "kept", "knobs")
+SETTINGS = ("plain", "kept", "fp32", "knobs")
 LONG_RUN_STEPS = 100_000
 """A race is a stretch from the middle of such a run: no schedule moves, and no feature dies by itself."""
 
@@ -69,7 +70,7 @@ def _arguments() -> argparse.Namespace:
     add("--steps", type=int, default=4, help="timed steps of each racer in a round (default %(default)s)")
     add("--threads", type=int, default=2, help="threads of each racer; never more than cores (default %(default)s)")
     add("--architectures", type=_list_of(RACERS), default=list(RACERS), help=f"some of {','.join(RACERS)}")
-    add("--settings", type=_list_of(SETTINGS), default=list(SETTINGS), help="some of plain,kept,knobs (see above)")
+    add("--settings", type=_list_of(SETTINGS), default=list(SETTINGS), help="some of plain,kept,fp32,knobs (see above)")
     add(
         "--racers",
         type=_list_of(RACERS["topk"]),
@@ -149,6 +150,7 @@ def _race_task(given: argparse.Namespace, files: Files, entry: Entry, setting: s
         dead_share=dead_share,
         dead_after_tokens=10_000_000,
         oneDNN_bf16=setting == "knobs" and entry.racer != "ours",
+        product="float32" if setting == "fp32" else "auto",
         untimed_steps=3,
         **_common(given, files),
     )
@@ -168,6 +170,7 @@ def _quality_task(given: argparse.Namespace, files: Files, entry: Entry, rate: f
         dead_share=0.0,
         dead_after_tokens=n_steps * given.batch // 10,
         oneDNN_bf16=False,
+        product="auto",
         untimed_steps=0,
         **_common(given, files),
     )

@@ -44,6 +44,7 @@ class Ours:
             learning_rate=task.learning_rate,
             dead_after_tokens=task.dead_after_tokens,
             seed=task.seed,
+            product=task.product,
         )
         made = recipe(task.architecture, n_features=task.n_features, **settings)
         self.training = Training(made, config, self.feed)

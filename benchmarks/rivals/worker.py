@@ -42,6 +42,7 @@ class Task:
     batch: int
     threads: int
     oneDNN_bf16: bool
+    product: str
     activations: str
     held_out: str
     start: str | None
