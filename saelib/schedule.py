@@ -1,10 +1,10 @@
 """How to train: what is configured, and everything that is derived from it before the first step."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from saelib.base import Frozen
 from saelib.errors import ConfigError
@@ -13,11 +13,20 @@ from saelib.preactivations import fast_product
 __all__ = ["TrainingConfig", "TrainingPlan"]
 
 
+N_TOKENS = 1_000_000
+
+
+def usual_batch(chosen: dict[str, Any]) -> int:
+    """A power of two, 512 … 4,096, that makes about 2,000 steps: in short runs their number decides (docs/quality.md)."""
+    return 1 << min(12, max(9, (chosen.get("n_tokens", N_TOKENS) // 2000 + 1).bit_length() - 1))
+
+
 class TrainingConfig(Frozen):
     """How to train. What is None is derived (`TrainingPlan`) and stored with the run."""
 
-    n_tokens: PositiveInt = 1_000_000
-    batch_tokens: PositiveInt = 4096
+    n_tokens: PositiveInt = N_TOKENS
+    batch_tokens: PositiveInt = Field(default_factory=usual_batch)
+    """512 for a run of a million tokens, 4,096 from 8.2 million on, unless it is set."""
     learning_rate: PositiveFloat | None = None
     warmup_share: NonNegativeFloat = 0.05
     decay_share: NonNegativeFloat = 0.2

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
 from hub import Repositories, local_hub
+from tiny_builds import tiny
 from typer.testing import CliRunner
 
 from catalog import Store, connect

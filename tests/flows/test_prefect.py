@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from catalog import Store
-from conftest import Record, tiny
+from tiny_builds import Record, tiny
 from flows.cli.build import _prefect_environment
 store = Store.create({store!r})
 _prefect_environment(store)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Record, tiny
+from tiny_builds import tiny
 
 from catalog import Store, connect, verify
 from flows import steps
 from flows.artifact import verify_artifacts
 from flows.config import RunConfig
-from flows.errors import RecipeError, RunConfigError
+from flows.errors import RecipeError
 from flows.naming import with_module_paths
 from flows.path import path
 from flows.place import Place
@@ -206,7 +206,7 @@ def test_a_stream_trains_the_same_sae_as_the_shards_on_disk_and_keeps_few_of_the
     assert n_learned_from > 1 and activations["held_out"].count(False) == 1
     assert activations["held_out"].count(True) == tokens["held_out"].count(True)
     assert activations["shards"] == [0, *range(n_learned_from, len(tokens["held_out"]))]
-    assert len(list(store.artifacts.glob("activations/*/shard-*"))) == len(activations["shards"])
+    assert len(list(store.artifacts.glob("activations/*/shard-*.rows.*"))) == len(activations["shards"])
     assert rows(place, "select n_tokens from dataset") == [(sum(activations["n_rows"]),)]
     assert rows(place, "select max(n_tokens) from feature") == [(sum(activations["n_rows"]),)]
     again = train(store, training={"stream": True}, harvest={"max_tokens": 100_000})
@@ -278,8 +278,8 @@ def _harvested(place: Place, sites: tuple[str, ...]) -> list[torch.Tensor]:
 
     (manifest,) = place.store.artifacts.glob("activations/*/manifest.json")
     places = [json.loads(manifest.read_text())["facts"]["sites"].index(site) for site in sites]
-    shards = [load_file(file) for file in sorted(manifest.parent.glob("shard-*"))]
-    return [torch.cat([shard[f"site_{each}"] for shard in shards]) for each in places]
+    files = [sorted(manifest.parent.glob(f"shard-*.site-{each}.safetensors")) for each in places]
+    return [torch.cat([load_file(file)["activations"] for file in each]) for each in files]
 
 
 def test_short_names_and_wildcards_of_sites_are_module_paths_in_the_plan(corpus: Path) -> None:
@@ -292,13 +292,6 @@ def test_short_names_and_wildcards_of_sites_are_module_paths_in_the_plan(corpus:
     assert len(every.harvest.sites) == 4 and len(every.choices()) == 4
     with pytest.raises(RecipeError, match="unknown site.*layer"):
         with_module_paths(tiny(corpus, harvest={"sites": [{"path": "resid_post.99"}]}))
-
-
-def test_packed_sequences_are_refused_before_anything_is_read(tmp_path: Path, corpus: Path) -> None:
-    config = tiny(corpus)
-    packed = config.model_copy(update={"corpus": config.corpus.model_copy(update={"packing": "separator"})})
-    with pytest.raises(RunConfigError, match=r"corpus\.packing = 'separator'.*cannot be described yet; 'none' is"):
-        path(packed, Place(Store.create(tmp_path / "store"), Record()))
 
 
 def test_a_build_says_what_was_kept_of_the_text(built: Built) -> None:

@@ -290,3 +290,9 @@ def test_a_k_that_starts_wider_than_the_sae_is_refused(small: Planted) -> None:
     config = TrainingConfig(n_tokens=640, batch_tokens=64, start_k_multiple=12.0)
     with pytest.raises(ConfigError, match="keeps k=36 features a token but the SAE has n_features=32"):
         Training(recipe("batchtopk", n_features=32, k=3), config, small)
+
+
+@pytest.mark.parametrize(("n_tokens", "batch"), [(1000, 512), (1_000_000, 512), (4_100_000, 2048), (10**9, 4096)])
+def test_a_short_run_has_smaller_batches_unless_told_otherwise(n_tokens: int, batch: int) -> None:
+    assert TrainingConfig(n_tokens=n_tokens).batch_tokens == batch
+    assert TrainingConfig(n_tokens=n_tokens, batch_tokens=300).batch_tokens == 300
