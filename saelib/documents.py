@@ -6,6 +6,7 @@ Text is kept as it is: no normalisation, no change of line ends. Only a byte ord
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ __all__ = [
     "DocumentRecord",
     "Intake",
     "Quarantined",
+    "Reading",
     "corpus_fingerprint",
     "read_documents",
 ]
@@ -111,31 +113,89 @@ class Counts(NamedTuple):
     """Documents longer than one context, of which only the first was kept."""
 
 
+class Reading(NamedTuple):
+    """What came of one item: a document, or why there is none."""
+
+    item: Item
+    document: Document | None = None
+    counted: tuple[str, ...] = ()
+    """Names of the counts that it adds one to."""
+    bad: Bad | None = None
+    stops: bool = False
+    """Where it is bad: whether the policy is to fail."""
+
+
+class _Seen:
+    """64-bit keys that came before: 12 to 24 bytes of memory each, where a Python set takes a hundred.
+
+    Two different texts share a key with a chance of 3e-8 among a million of them.
+    """
+
+    def __init__(self) -> None:
+        self._slots, self._n = array("Q", bytes(8 << 10)), 0
+
+    def _slot(self, key: int) -> int:
+        """Where the key is, or would be put. An empty slot is 0."""
+        slots = self._slots
+        at = key % len(slots)
+        while slots[at] not in (0, key):
+            at = (at + 1) % len(slots)
+        return at
+
+    def __contains__(self, key: int) -> bool:
+        return bool(self._slots[self._slot(key or 1)])
+
+    def add(self, key: int) -> None:
+        at = self._slot(key or 1)
+        self._n += not self._slots[at]
+        self._slots[at] = key or 1
+        if 3 * self._n > 2 * len(self._slots):
+            before, self._slots = self._slots, array("Q", bytes(2 * 8 * len(self._slots)))
+            for old in filter(None, before):
+                self._slots[self._slot(old)] = old
+
+
 class Intake:
-    """Reads documents, counts what it drops, and keeps what could not be used with its reason."""
+    """Reads documents, counts what it drops, and keeps what could not be used with its reason.
+
+    Reading (`read`) may run ahead of what is taken (`take`), and then turn back: only what is taken counts.
+    """
 
     def __init__(self, config: CorpusConfig) -> None:
         self.config = config
         self.counts = Counts()
         self.quarantined: list[Quarantined] = []
-        self._seen: set[bytes] = set()
+        self._seen, self._ahead = _Seen(), set[int]()
 
-    def documents(self, sources: Sequence[Source], named_held_out: bool) -> Iterator[Document]:
-        """Usable documents in the order of the sources. Raises CorpusError as the policies say."""
+    def read(self, sources: Sequence[Source], named_held_out: bool) -> Iterator[Reading]:
+        """Every item of the sources, in their order."""
         for source in sources:
             for item in read_items(source):
-                self.count(n_read=1)
-                document = self._document(item, named_held_out)
-                if document is not None:
-                    yield document
+                yield self._read(item, named_held_out)
+
+    def take(self, reading: Reading) -> Document | None:
+        """The next of what was read, if it is usable. Raises CorpusError as the policies say."""
+        item, document, counted, bad, stops = reading
+        self.count(**dict.fromkeys(("n_read", *counted), 1))
+        if bad is not None:
+            self.refuse(bad, item.uri, item.place, stops)
+        if document is not None:
+            key = _key(document.sha256)
+            self._ahead.discard(key)
+            self._seen.add(key)
+        return document
+
+    def turn_back(self) -> None:
+        """Forget what was read and not taken."""
+        self._ahead.clear()
 
     def count(self, **more: int) -> None:
         """Add to the counts."""
         self.counts = self.counts._replace(**{name: getattr(self.counts, name) + n for name, n in more.items()})
 
-    def refuse(self, bad: Bad, uri: str, place: str, fail: bool | None = None) -> None:
-        """Put a document into quarantine, or raise CorpusError where the policy (or `fail`) is to fail."""
-        if self.config.on_bad == "fail" if fail is None else fail:
+    def refuse(self, bad: Bad, uri: str, place: str, stops: bool) -> None:
+        """Put a document into quarantine, or raise CorpusError where it stops the run."""
+        if stops:
             raise CorpusError(bad.detail)
         sha256 = hashlib.sha256(_NO_BYTE.sub("\ufffd", bad.raw).encode("utf-8", "surrogateescape")).hexdigest()
         self.quarantined.append(Quarantined(bad.reason, uri, place, sha256, bad.detail))
@@ -153,53 +213,58 @@ class Intake:
                 f"{first}{' …' if n > 3 else ''}; mend the source or raise corpus.max_quarantined_share"
             )
 
-    def _document(self, item: Item, named_held_out: bool) -> Document | None:
+    def _read(self, item: Item, named_held_out: bool) -> Reading:
         if isinstance(item.body, Bad):
-            self.refuse(item.body, item.uri, item.place)
-            return None
-        is_chat = not isinstance(item.body, str)
+            return Reading(item, bad=item.body, stops=self.config.on_bad == "fail")
+        is_chat, counted = not isinstance(item.body, str), []
         text = json.dumps(item.body, ensure_ascii=False, sort_keys=True, default=str) if is_chat else str(item.body)
         if not text.strip():
-            self.count(n_empty=1)
-            return None
+            return Reading(item, counted=("n_empty",))
         if _SURROGATE.search(text):
-            text = self._replaced(text, item)
-            if not text:
-                return None
-        digest = hashlib.sha256(text.encode()).digest()
-        key = int.from_bytes(digest[:8], "little")
-        if digest[:16] in self._seen:
-            self.count(n_duplicates=1)
+            if self.config.invalid_utf8 != "replace":
+                return Reading(item, bad=_no_utf8(text, item), stops=self.config.invalid_utf8 == "fail")
+            text = _replaced(text)
+            counted.append("n_replaced")
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        key = _key(sha256)
+        if key in self._ahead or key in self._seen:
+            counted.append("n_duplicates")
             if self.config.drop_duplicates:
-                return None
-        self._seen.add(digest[:16])
+                return Reading(item, counted=tuple(counted))
+        self._ahead.add(key)
         drawn = not self.config.held_out and self._is_drawn(key)
         messages = tuple(json.loads(text)) if is_chat else None
-        return Document(text, item.uri, digest.hex(), named_held_out or drawn, messages, item.place)
+        document = Document(text, item.uri, sha256, named_held_out or drawn, messages, item.place)
+        return Reading(item, document, tuple(counted))
 
     def _is_drawn(self, key: int) -> bool:
         return float(uniform(self.config.seed, np.array([key], dtype=np.uint64))[0]) < self.config.held_out_share
 
-    def _replaced(self, text: str, item: Item) -> str:
-        """Text with U+FFFD as Python's own decoder puts it; empty where the document is dropped."""
-        policy = self.config.invalid_utf8
-        if policy != "replace":
-            found = _SURROGATE.search(text)
-            detail = (
-                f"{item.place} is no valid UTF-8 at character {found.start() if found else 0}; save it as UTF-8, or "
-                "set corpus.invalid_utf8 to 'replace' or 'drop'"
-            )
-            self.refuse(Bad("not_utf8", detail, text), item.uri, item.place, fail=policy == "fail")
-            return ""
-        self.count(n_replaced=1)
-        return _NO_BYTE.sub("\ufffd", text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+def _key(sha256: str) -> int:
+    """64 bits of a document's content."""
+    return int.from_bytes(bytes.fromhex(sha256[:16]), "little")
+
+
+def _no_utf8(text: str, item: Item) -> Bad:
+    found = _SURROGATE.search(text)
+    detail = (
+        f"{item.place} is no valid UTF-8 at character {found.start() if found else 0}; save it as UTF-8, or "
+        "set corpus.invalid_utf8 to 'replace' or 'drop'"
+    )
+    return Bad("not_utf8", detail, text)
+
+
+def _replaced(text: str) -> str:
+    """Text with U+FFFD as Python's own decoder puts it."""
+    return _NO_BYTE.sub("\ufffd", text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def read_documents(config: CorpusConfig) -> Iterator[Document]:
     """Documents in a fixed order, one at a time: the sources', then the named held-out ones. Empty ones are dropped."""
     intake = Intake(config)
-    yield from intake.documents(config.sources, False)
-    yield from intake.documents(config.held_out, True)
+    for sources, named_held_out in ((config.sources, False), (config.held_out, True)):
+        yield from filter(None, map(intake.take, intake.read(sources, named_held_out)))
     intake.check_share()
 
 

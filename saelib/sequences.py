@@ -1,12 +1,10 @@
 """Sequences: how documents' tokens are cut or packed, and the shards that hold them.
 
-Tokens wait in a temporary file until a shard is asked for, so that a corpus need not fit into memory.
+A shard is made when it is asked for, so that a corpus need not fit into memory.
 """
 
-import os
-import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -14,10 +12,13 @@ import numpy as np
 from saelib.documents import CorpusConfig
 from saelib.errors import ConfigError
 from saelib.lm import LanguageModel
+from saelib.spilled import SpilledDocuments
 
-__all__ = ["Layout", "LazyShards", "SpilledTokens", "TokenShard"]
+__all__ = ["Layout", "LazyShards", "TokenShard"]
 
 _NONE, _NO_STEPS = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+_STRETCH_TOKENS = 131_072
+"""Tokens that are laid out together where sequences are asked for in their order."""
 
 
 class TokenShard(NamedTuple):
@@ -41,6 +42,8 @@ class TokenShard(NamedTuple):
     """Character offset of the piece's first token."""
     char_step: np.ndarray = _NO_STEPS
     """Characters from the start of the token before, for each token; empty where the tokenizer does not tell."""
+    piece_end: np.ndarray = _NONE
+    """Character at which the piece ends: where the document's next token starts, or its last one ends."""
 
     @property
     def n_sequences(self) -> int:
@@ -73,6 +76,18 @@ class TokenShard(NamedTuple):
             found[at] = steps[at] + np.repeat(self.piece_char - steps[self.piece_start], self.piece_tokens)
         return found
 
+    @property
+    def token_chars(self) -> np.ndarray:
+        """Characters from each token's start to the next one's in its document, or to the last one's end; 0 for BOS
+        and separators, whole array empty if unknown. So a run of tokens is a run of the document's text."""
+        chars = np.zeros(self.char_step.size, dtype=np.int32)
+        if chars.size:
+            start = self.char_start
+            at, last = np.flatnonzero(start >= 0), self.piece_start + self.piece_tokens - 1
+            chars[at[:-1]] = np.diff(start[at])
+            chars[last] = self.piece_end - start[last]
+        return chars
+
     def take(self, sequences: np.ndarray) -> "TokenShard":
         """Some of the sequences, by their index in the shard."""
         starts = np.concatenate([[0], np.cumsum(self.lengths[sequences])]).astype(np.int64)
@@ -90,7 +105,7 @@ class TokenShard(NamedTuple):
             *(self.sequence_id[sequences], self.document_id[sequences], self.start_token[sequences]),
             np.concatenate([_NONE, *moved]),
             *(self.piece_tokens[piece], self.piece_document[piece], self.piece_char[piece]),
-            steps,
+            *(steps, self.piece_end[piece]),
         )
 
 
@@ -150,36 +165,16 @@ class Layout(NamedTuple):
                 first = last
 
 
-class SpilledTokens:
-    """Token ids and character offsets of documents, one after another, in a file that nobody else sees."""
-
-    def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile(prefix="almanac-tokens-")  # noqa: SIM115  lives as long as this object
-        weakref.finalize(self, self.file.close)
-        self.sizes: list[int] = []
-        self.keys: list[int] = []
-
-    def add(self, ids: np.ndarray, chars: np.ndarray, key: int) -> None:
-        """The next document; `chars` is as long as `ids`."""
-        self.file.write(np.stack([ids, chars]).astype(np.int32).tobytes())
-        self.sizes.append(ids.size)
-        self.keys.append(key)
-
-    def read(self, first: int, size: int) -> np.ndarray:
-        """[2, size]: ids and offsets of the document of `size` tokens that starts after `first` others."""
-        return np.frombuffer(os.pread(self.file.fileno(), 8 * size, 8 * first), dtype=np.int32).reshape(2, size)
-
-
 class LazyShards(Sequence[TokenShard]):
     """Shards of spilled tokens, each a list of documents; one is made whenever it is asked for, the same every time."""
 
-    def __init__(self, layout: Layout, tokens: SpilledTokens, parts: Sequence[np.ndarray]) -> None:
-        self.layout, self.tokens, self.parts = layout, tokens, parts
-        tokens.file.flush()
-        self.sizes = np.array(tokens.sizes, dtype=np.int64)
-        self.starts = np.cumsum(self.sizes) - self.sizes
+    def __init__(self, layout: Layout, documents: SpilledDocuments, parts: Sequence[np.ndarray]) -> None:
+        self.layout, self.documents, self.parts = layout, documents, parts
+        documents.flush()
+        self.sizes = documents.sizes
+        self.starts = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
         n_sequences = -(-self.sizes // layout.room)
-        self.first_sequence = np.cumsum(n_sequences) - n_sequences
+        self.first_sequence = np.cumsum(n_sequences, dtype=np.int64) - n_sequences
         if layout.is_packed:
             n_opened = [sum(piece[3] for piece in layout.pieces(self.sizes[part])) for part in parts]
             self.first_packed = np.cumsum([0, *n_opened])
@@ -193,29 +188,37 @@ class LazyShards(Sequence[TokenShard]):
     def __getitem__(self, index: slice) -> list[TokenShard]: ...
     def __getitem__(self, index: int | slice) -> TokenShard | list[TokenShard]:
         if isinstance(index, slice):
-            return [self._made(number) for number in range(len(self))[index]]
-        return self._made(range(len(self))[index])
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        return self._made(self.parts[number], int(self.first_packed[number]) if self.layout.is_packed else None)
 
-    def _made(self, number: int) -> TokenShard:
-        tokens, layout, part = _Growing(), self.layout, self.parts[number]
+    def in_order(self) -> Iterator[TokenShard]:
+        """Every sequence once more, by `sequence_id`, some at a time: for tables, which shards are not cut for."""
+        if self.layout.is_packed:
+            yield from self
+            return
+        edges = np.arange(0, int(self.starts[-1]) + 1, _STRETCH_TOKENS)
+        bounds = [*np.unique(np.searchsorted(self.starts, edges)).tolist(), len(self.sizes)]
+        for first, last in pairwise(bounds):
+            yield self._made(np.arange(first, last), None)
+
+    def _made(self, part: np.ndarray, first_packed: int | None) -> TokenShard:
+        """The sequences of some documents; packed ones are numbered from `first_packed` on."""
+        tokens, layout = _Growing(), self.layout
         current, ids, chars = -1, _NONE, _NONE
         for index, first, last, opens, ends in layout.pieces(self.sizes[part]):
             document = int(part[index])
             if document != current:
                 current = document
-                ids, chars = self.tokens.read(int(self.starts[document]), int(self.sizes[document]))
+                ids, chars = self.documents.tokens(document, int(self.starts[document]))
             if opens:
-                sequence_id = self._sequence_id(number, document, first, len(tokens.rows))
+                in_document = int(self.first_sequence[document]) + first // layout.room
+                sequence_id = in_document if first_packed is None else first_packed + len(tokens.rows)
                 tokens.open(layout.prefix, document, first, sequence_id)
-            tokens.add(ids[first:last], chars[first:last], document)
+            tokens.add(ids[first:last], chars[first : last + 1], document)
             if ends:
                 tokens.append(layout.separator)
         return tokens.shard()
-
-    def _sequence_id(self, number: int, document: int, first: int, n_before: int) -> int:
-        if self.layout.is_packed:
-            return int(self.first_packed[number]) + n_before
-        return int(self.first_sequence[document]) + first // self.layout.room
 
 
 class _Growing:
@@ -226,7 +229,7 @@ class _Growing:
         self.ids: list[np.ndarray] = [np.zeros(0, dtype=np.int32)]
         self.steps: list[np.ndarray] = [_NONE]
         self.rows: list[tuple[int, int, int, int]] = []
-        self.pieces: list[tuple[int, int, int, int]] = []
+        self.pieces: list[tuple[int, int, int, int, int]] = []
 
     def open(self, prefix: np.ndarray, document: int, first: int, sequence_id: int) -> None:
         """Begin a sequence."""
@@ -239,17 +242,18 @@ class _Growing:
         self.steps.append(np.zeros(ids.size, dtype=np.int64))
         self.n += ids.size
 
-    def add(self, ids: np.ndarray, chars: np.ndarray, document: int) -> None:
-        """A piece of a document."""
-        self.pieces.append((self.n, ids.size, document, int(chars[0])))
+    def add(self, ids: np.ndarray, edges: np.ndarray, document: int) -> None:
+        """A piece of a document, with one edge more than tokens."""
+        self.pieces.append((self.n, ids.size, document, int(edges[0]), int(edges[-1])))
         self.ids.append(ids)
-        self.steps.append(np.diff(chars, prepend=chars[:1]))
+        self.steps.append(np.diff(edges[:-1], prepend=edges[:1]))
         self.n += ids.size
 
     def shard(self) -> TokenShard:
         """As arrays. Offsets of −1 mean that the tokenizer does not tell any."""
         start, sequence_id, document, first = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T.copy()
-        piece_start, piece_tokens, piece_document, piece_char = np.array(self.pieces, dtype=np.int64).T.copy()
+        pieces = np.array(self.pieces, dtype=np.int64).reshape(-1, 5).T.copy()
+        piece_start, piece_tokens, piece_document, piece_char, piece_end = pieces
         steps, known = np.concatenate(self.steps), bool((piece_char >= 0).all())
         narrow = np.min_scalar_type(int(steps.max(initial=0)))
         return TokenShard(
@@ -257,5 +261,5 @@ class _Growing:
             np.append(start, self.n),
             *(sequence_id, document, first),
             *(piece_start, piece_tokens, piece_document, piece_char),
-            steps.astype(narrow) if known else _NO_STEPS,
+            *(steps.astype(narrow) if known else _NO_STEPS, piece_end),
         )

@@ -3,6 +3,7 @@
 from catalog.schema.base import (
     ACT,
     BOOL,
+    CHARS,
     COSINE,
     COUNT,
     DATASET_ID,
@@ -65,16 +66,21 @@ DOCUMENT = Table(
 )  # fmt: skip
 
 SEQUENCE = Table(
-    "sequence", "corpus", "A stretch of one document, as the model read it; examples point into it.", "replaced",
+    "sequence", "corpus", "A stretch of text, as the model read it; examples point into it.", "replaced",
     ("dataset_id", "sequence_id"), partition="dataset_id", sort=("sequence_id",), row_group_rows=2_048, columns=(
         DATASET_ID,
         SEQUENCE_ID,
         FINGERPRINT,
-        Column("document_id", I64, "index", "its document", nullable=False),
+        Column("document_id", I64, "index", "its document; of a packed sequence, the first", nullable=False),
         Column("start_token", I32, POSITION, "its first token, counted in the document"),
         Column("n_tokens", I32, TOKENS, "its length"),
         Column("token_ids", I32S, ID, "token ids, special tokens included"),
         Column("tokens", STRS, TEXT, "the same tokens as text"),
+        Column("token_chars", I32S, CHARS, "from each token to the next in its document's text; 0 for BOS and "
+               "separators; null where the tokenizer tells no offsets"),
+        Column("document_ids", I64S, "index", "documents in it, in order: one, or several where they are packed"),
+        Column("document_starts", I32S, POSITION, "where the tokens of each of these begin, BOS included"),
+        Column("document_chars", I32S, CHARS, "where these tokens begin in each one's text; null as token_chars"),
     ),
 )  # fmt: skip
 
@@ -190,7 +196,7 @@ FEATURE_LOGIT = Table(
 EXAMPLE = Table(
     "example", "features", "A token window in which a feature fires (or nearly does).", "replaced",
     ("sae_id", "feature", "bucket", "rank"), partition="sae_id", sort=("feature", "bucket", "rank"),
-    row_group_rows=20_480, columns=(
+    row_group_rows=40_960, columns=(
         SAE_ID,
         FEATURE,
         FINGERPRINT,

@@ -180,10 +180,11 @@ TRAIN_PROGRESS = Table(
 
 QUARANTINE = Table(
     "quarantine", GROUP, "A document that a step could not use, and why.", "appended",
-    ("fingerprint", "dataset_id", "document_id", "step"), sort=("dataset_id", "document_id", "step"), columns=(
+    ("fingerprint", "dataset_id", "document_id", "step"), partition="dataset_id",
+    sort=("dataset_id", "document_id", "step"), columns=(
         FINGERPRINT,
         DATASET_ID,
-        Column("document_id", I64, "index", "the document", nullable=False),
+        Column("document_id", I64, "index", "the document; -1, -2 … where it never became one", nullable=False),
         Column("uri", STR, ID, "where it came from"),
         Column("sha256", STR, SHA, "hash of its text"),
         Column("step", STR, TEXT, "the step that refused it", nullable=False),

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from catalog import TABLES, Publication, Store, current
+from catalog import TABLES, Publication, Store, append, current
 from catalog import publish as publish_tables
 from flows.artifact import Artifact, Draft, Work, find
 from flows.config import RunConfig
@@ -60,35 +59,41 @@ def publish(
 
     def fill(draft: Draft, report: StepReport) -> None:  # noqa: ARG001
         published = []
+        shared = _shared(config, tokens, activations, draft.directory)
         for name, group in zip(work.plan["names"], trained, strict=True):
-            family = f"{config.lm.model_id}/{name}"
-            made = publish_tables(place.store, _publication(config, tokens, activations, group, family))
+            made = publish_tables(place.store, _publication(config, tokens, shared, group, name))
             published.append({"sae_id": made.sae_id, "version": made.version})
+        _quarantine(config, tokens, activations, place)
         draft.facts["published"] = published
         draft.facts["parts"] = _parts(place.store, {str(entry["sae_id"]) for entry in published})
 
     return place.make("publish", work, fill)
 
 
-def _publication(
-    config: RunConfig, tokens: Artifact, activations: Artifact, group: Trained, family: str
-) -> Publication:
+def _shared(config: RunConfig, tokens: Artifact, activations: Artifact, folder: Path) -> dict[str, Any]:
+    """The tables that SAEs of one corpus share. Large ones lie in hidden files, which are gone when this is done."""
+    dataset, lm = corpus_rows.dataset_id(config, tokens), language_model(config.lm)
+    large = {
+        name: corpus_rows.named(tokens.file(f"{name}.parquet"), dataset, folder / f".{name}.parquet")
+        for name in ("document", "sequence")
+    }
+    return {
+        "model": corpus_rows.model(config, tokens, lm),
+        "dataset": corpus_rows.dataset(config, tokens, activations),
+        **large,
+    }
+
+
+def _publication(config: RunConfig, tokens: Artifact, shared: dict[str, Any], group: Trained, name: str) -> Publication:
     sae, metrics, features = group
-    lm = language_model(config.lm)
     dataset = corpus_rows.dataset_id(config, tokens)
     tables: dict[str, Any] = {
         name: features.file(f"{name}.parquet")
         for name in ("feature", "histogram", "feature_token", "feature_logit", "example", "neighbor", "activation")
     }
     tables["sae"] = sae_row(config.lm.model_id, load_sae(sae, "cpu"), sae, dataset)
-    shared = {
-        "model": corpus_rows.model(config, tokens, lm),
-        "dataset": corpus_rows.dataset(config, tokens, activations),
-        "document": _named(tokens.file("document.parquet"), dataset),
-        "sequence": _named(tokens.file("sequence.parquet"), dataset),
-    }
     return Publication(
-        family=family,
+        family=f"{config.lm.model_id}/{name}",
         fingerprint=sae.fingerprint,
         tables=tables,
         shared=shared,
@@ -99,10 +104,19 @@ def _publication(
     )
 
 
-def _named(path: Path, dataset: str) -> pa.Table:
-    """A table of the corpus with the data set's name before it."""
-    table = pq.read_table(path)
-    return table.add_column(0, "dataset_id", pa.array([dataset] * table.num_rows))
+def _quarantine(config: RunConfig, tokens: Artifact, activations: Artifact, place: Place) -> None:
+    """What was refused, once: done again, it adds nothing."""
+    dataset = corpus_rows.dataset_id(config, tokens)
+    refused = corpus_rows.quarantine(tokens, activations, dataset)
+    for fingerprint, rows in refused.items():
+        append(place.store, "quarantine", rows, fingerprint)
+    n_refused = sum(rows.num_rows for rows in refused.values())
+    if n_refused:
+        columns = "document_id, step, reason, uri, detail"
+        place.watch.say(
+            f"publish: {n_refused} documents are in quarantine; to see them: "
+            f"almanac sql \"select {columns} from quarantine where dataset_id = '{dataset}'\""
+        )
 
 
 def _metric_rows(metrics: Artifact, features: Artifact, dataset: str) -> pa.Table:

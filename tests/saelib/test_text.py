@@ -1,6 +1,7 @@
 """Text to documents to tokens to shards."""
 
 import gc
+import hashlib
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -14,11 +15,17 @@ from tiny import sentence, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from saelib import text
+from saelib.activations import HarvestConfig, Harvester
+from saelib.base import Site
+from saelib.documents import _Seen
 from saelib.errors import ConfigError, CorpusError
 from saelib.lm import LanguageModel
+from saelib.spilled import SpilledDocuments
 from saelib.text import (
     CorpusConfig,
     Counts,
+    Document,
     Source,
     Tokenized,
     TokenShard,
@@ -356,7 +363,11 @@ def test_a_shard_is_the_same_each_time_it_is_made(tiny_lm: LanguageModel, tmp_pa
         shards[len(shards)]
 
 
-def test_memory_does_not_grow_with_the_corpus(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_corpus(
+    tiny_lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "_BATCH_CHARS", 10_000)
+
     def peak(n_documents: int) -> int:
         source = jsonl(tmp_path / "a.jsonl", [sentence(seed, 2_000) for seed in range(n_documents)])
         gc.collect()
@@ -389,6 +400,79 @@ def test_duplicates_are_counted_and_dropped_on_request(tiny_lm: LanguageModel, t
 def test_a_document_without_tokens_is_empty(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "\\u2028"}\n{"text": "w1"}\n')
     assert tokenize(tiny_lm, CorpusConfig(sources=(Source(path=str(tmp_path / "a.jsonl")),))).counts.n_empty == 1
+
+
+LINES = [
+    *({"messages": text} for text in ("w1 w2 w3", "w4", " ", "w5 " * 30, "unheard w6", "")),
+    *({"messages": [{"role": role, "content": "w7"}]} for role in ("w1", "w3")),
+]
+lines = st.sampled_from([*map(json.dumps, LINES), "{", '{"text": "w1"}', '{"messages": "w8 \\ud800"}'])
+policies = st.fixed_dictionaries(
+    {
+        "max_tokens": st.sampled_from([None, 1, 9, 40]),
+        "drop_duplicates": st.booleans(),
+        "on_bad": st.sampled_from(["fail", "quarantine"]),
+        "invalid_utf8": st.sampled_from(["replace", "drop", "fail"]),
+        "packing": st.sampled_from(["none", "separator"]),
+        "long_documents": st.sampled_from(["split", "cut"]),
+        "max_quarantined_share": st.sampled_from([0.3, 1.0]),
+    }
+)
+
+
+def outcome(lm: LanguageModel, config: CorpusConfig, batch_documents: int) -> list[object]:
+    """All that a corpus becomes, or why it becomes nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_BATCH_DOCUMENTS", batch_documents)
+        told: list[int] = []
+        try:
+            made = tokenize(lm, config, told.append)
+        except CorpusError as error:
+            return [str(error)]
+    arrays = [[column.tolist() for column in shard] for shard in made.shards]
+    return [arrays, made.held_out, list(made.documents), made.quarantined, made.counts, made.notes, told]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(lines, min_size=1, max_size=12), kept=st.lists(lines, max_size=3), policy=policies)
+def test_documents_together_give_what_they_give_one_at_a_time(
+    rows: list[str], kept: list[str], policy: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever stands in the batch: what is poisoned, repeated, or read and not wanted any more."""
+    lm = chat_lm("{{ raise_exception('roles') if messages[0]['role'] == 'w3' else 'w1 w2' }}")
+    lm.tokenizer.add_tokens(["unheard"])
+    folder, sources = tmp_path_factory.mktemp("together"), []
+    for name, content in (("a", rows), ("b", kept)):
+        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in content))
+        sources.append(Source(kind="chat", path=str(folder / f"{name}.jsonl")))
+    config = CorpusConfig.model_validate({"sources": sources[:1], "held_out": sources[1:], **policy})
+    wanted = outcome(lm, config, 1)
+    assert outcome(lm, config, 1024) == outcome(lm, config, 3) == wanted
+
+
+@settings(max_examples=30, deadline=None)
+@given(keys=st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3).map(lambda n: n << 10), max_size=2_000))
+def test_what_was_seen_is_known_as_a_set_knows_it(keys: list[int]) -> None:
+    seen, truth = _Seen(), set[int]()
+    for key in keys:
+        assert (key in seen) == (key in truth) or key in (0, 1)  # these two are one
+        seen.add(key)
+        truth.add(key)
+    assert all(key in seen for key in truth)
+
+
+def test_few_bytes_of_each_document_stay_in_memory(tmp_path: Path) -> None:
+    seen, documents = _Seen(), SpilledDocuments()
+    tracemalloc.start()
+    for number in range(4_000):
+        sha256 = hashlib.sha256(str(number).encode()).hexdigest()
+        seen.add(int(sha256[:16], 16))
+        document = Document("", f"a/long/name/of/a/file-{number}.txt", sha256, False)
+        documents.add(document, np.zeros(2, dtype=np.int32), np.zeros(3, dtype=np.int32))
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held / 4_000 < 45
+    assert list(documents)[-1].uri == "a/long/name/of/a/file-3999.txt"
 
 
 POISON = {"not_json": b'{"text": ', "no_text": b'{"words": "x"}', "not_utf8": b'{"text": "w1 \xff"}'}
@@ -516,6 +600,9 @@ def test_a_tokenizer_without_special_tokens_does(tmp_path: Path) -> None:
     tokenized = tokenize(lm, config)
     assert tokenized.shards[0].lengths.tolist() == [2, 1]
     assert "start without BOS: as the tokenizer does" in tokenized.notes[0]
+    wanted = HarvestConfig(sites=(Site(path="model.layers.0"),), batch_tokens=32)
+    harvested = Harvester(lm, wanted, (None,))(tokenized.shards[0], "shard 0")
+    assert sorted(harvested.token_id.tolist()) == sorted(tokenized.shards[0].token_ids.tolist())
     with pytest.raises(ConfigError, match=r"has no BOS; set corpus\.bos to 'auto' or 'never'"):
         tokenize(lm, config.model_copy(update={"bos": "always"}))
     with pytest.raises(ConfigError, match=r"neither EOS nor BOS; set corpus\.packing to 'none'"):
