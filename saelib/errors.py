@@ -7,14 +7,18 @@ SAELibError(ValueError)
 ├── ModelError         a language model that cannot be loaded
 │   └── SiteNotFound   a module path that the model does not have
 ├── ActivationError    NaN or Inf where a number is needed
+├── DeviceError        a device that is lost, or too small for a single sequence
+├── BatchTooLarge      more sequences at once than a device has memory for
 └── CheckpointError    a file of weights that is damaged or incomplete
 """
 
 __all__ = [
     "ActivationError",
+    "BatchTooLarge",
     "CheckpointError",
     "ConfigError",
     "CorpusError",
+    "DeviceError",
     "ModelError",
     "SAELibError",
     "ShapeError",
@@ -48,6 +52,14 @@ class SiteNotFound(ModelError):
 
 class ActivationError(SAELibError):
     """NaN or Inf where a number is needed."""
+
+
+class DeviceError(SAELibError):
+    """A device that is lost, or too small for a single sequence."""
+
+
+class BatchTooLarge(SAELibError):
+    """More sequences at once than a device has memory for."""
 
 
 class CheckpointError(SAELibError):

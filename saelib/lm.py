@@ -23,16 +23,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from saelib.base import Frozen, Site, expand_path
 from saelib.errors import ModelError, SiteNotFound
 from saelib.hooks import hooked
-from saelib.model_files import DEMO_LM, check_folder, folder_fingerprint, load_model, model_folder
+from saelib.model_files import (
+    DEMO_LM,
+    ModelShape,
+    check_folder,
+    folder_fingerprint,
+    load_model,
+    model_folder,
+    model_shape,
+)
 
 __all__ = [
     "DEMO_LM",
     "LMConfig",
     "LanguageModel",
+    "device_of",
     "load_lm",
     "model_fingerprint",
     "patch_sites",
     "read_sites",
+    "shape_of",
     "site_width",
     "token_texts",
 ]
@@ -197,7 +207,7 @@ def load_lm(config: LMConfig) -> LanguageModel:
     Raises ModelError for a folder without configuration, tokenizer or weights, for weights that are pickles only, and
     for a device or dtype that is not there.
     """
-    device, dtype = _device(config), _dtype(config)
+    device, dtype = device_of(config), _dtype(config)
     fingerprint = model_fingerprint(config)
     loaded = load_model(config.model, config.revision, dtype)
     loaded.model.requires_grad_(False).train(False)
@@ -205,7 +215,13 @@ def load_lm(config: LMConfig) -> LanguageModel:
     return LanguageModel(loaded.model, loaded.tokenizer, config.model, fingerprint, loaded.predicts_next_token)
 
 
-def _device(config: LMConfig) -> torch.device:
+def shape_of(config: LMConfig) -> ModelShape:
+    """How large the model is, without loading it. Raises ModelError."""
+    return model_shape(config.model, config.revision, _dtype(config))
+
+
+def device_of(config: LMConfig) -> torch.device:
+    """The device that it runs on. Raises ModelError for one that is not there."""
     name = config.resolved_device()
     try:
         device = torch.device(name)

@@ -27,7 +27,16 @@ from transformers.utils import logging as transformers_logging
 from saelib.base import expand_path
 from saelib.errors import ModelError
 
-__all__ = ["DEMO_LM", "Loaded", "check_folder", "folder_fingerprint", "load_model", "model_folder"]
+__all__ = [
+    "DEMO_LM",
+    "Loaded",
+    "ModelShape",
+    "check_folder",
+    "folder_fingerprint",
+    "load_model",
+    "model_folder",
+    "model_shape",
+]
 
 DEMO_LM = "demo_lm"
 """The name of the small language model that this package carries."""
@@ -42,6 +51,33 @@ class Loaded(NamedTuple):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     predicts_next_token: bool
+
+
+class ModelShape(NamedTuple):
+    """How large a model is, read off its configuration: known before its weights are loaded."""
+
+    d_model: int
+    d_ff: int
+    n_heads: int
+    n_layers: int
+    n_vocab: int
+    itemsize: int
+    """Bytes of a number, in the dtype that it runs in."""
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype) -> "ModelShape":
+        """From a configuration of transformers: of a model of text and images, the part that reads text."""
+        text = config.get_text_config()
+        widths = (getattr(text, key, None) for key in ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim"))
+        d_model, n_heads = int(text.hidden_size), int(text.num_attention_heads)
+        d_ff = int(next((width for width in widths if width), 4 * d_model))
+        return cls(d_model, d_ff, n_heads, int(text.num_hidden_layers), int(text.vocab_size), dtype.itemsize)
+
+    @property
+    def weight_bytes(self) -> int:
+        """About: two embeddings, and four matrices of attention and three of the feed-forward in every layer."""
+        layer = 4 * self.d_model**2 + 3 * self.d_model * self.d_ff
+        return self.itemsize * (2 * self.n_vocab * self.d_model + self.n_layers * layer)
 
 
 def model_folder(name: str) -> Path | None:
@@ -109,6 +145,18 @@ def load_model(name: str, revision: str | None, dtype: torch.dtype | None) -> Lo
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_reason(name, folder, error)) from error
     return Loaded(model, tokenizer, head is AutoModelForCausalLM)
+
+
+def model_shape(name: str, revision: str | None, dtype: torch.dtype | None) -> ModelShape:
+    """From a folder or a hub name, in `dtype` (None: as saved). Raises ModelError."""
+    folder = model_folder(name)
+    try:
+        with _quiet():
+            source = str(folder) if folder else name
+            whole = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return ModelShape.of(whole, dtype or getattr(whole, "dtype", None) or torch.float32)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise ModelError(_reason(name, folder, error)) from error
 
 
 @contextmanager

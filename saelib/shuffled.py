@@ -1,61 +1,19 @@
-"""Activation shards as batches for training: plain reads, in an order that is already a good shuffle."""
+"""Activation shards as batches for training, in an order that is already a good shuffle; the next is read ahead."""
 
 import bisect
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelib.activations import SITE
-from saelib.errors import CheckpointError, ConfigError
+from saelib.errors import ConfigError
 from saelib.rng import random_order
+from saelib.shard_files import Column
 
 __all__ = ["Rows", "ShuffledRows"]
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class _Column:
-    """One tensor of a safetensors file, read by rows with plain reads: mapped pages would count as our memory."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-            entry = header[name]
-            self.dtype, self.shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-            self.start = 8 + size + entry["data_offsets"][0]
-            end = 8 + size + entry["data_offsets"][1]
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-            raise CheckpointError(
-                f"{path} is no readable activation shard ({error}); delete its artifact and harvest again"
-            ) from error
-        if path.stat().st_size < end:
-            raise CheckpointError(
-                f"{path} is truncated: {path.stat().st_size} bytes where {end} are wanted; harvest again"
-            )
-        self.path = path
-        self.row_bytes = self.shape[1] * self.dtype.itemsize
-        self._file = os.open(path, os.O_RDONLY)
-
-    def read(self, first: int, out: Tensor) -> None:
-        """Rows first … first + len(out) into `out`."""
-        view = memoryview(out.view(torch.uint8).numpy().reshape(-1).data)
-        offset = self.start + first * self.row_bytes
-        while view:
-            got = os.preadv(self._file, [view], offset)
-            if got == 0:
-                raise CheckpointError(f"{self.path} ended early; harvest again")
-            view, offset = view[got:], offset + got
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
 
 
 class Rows:
@@ -129,28 +87,70 @@ def too_few(n_rows: int, batch_tokens: int) -> str:
     )
 
 
-class ShuffledRows(Rows):
-    """Harvested rows of some sites, read from activation shards; row i is one token at all of them."""
+class _Ahead:
+    """A batch that is read in the background, by a thread that ends with it."""
 
-    def __init__(
-        self, paths: Sequence[Path], sites: Sequence[int], batch_tokens: int, seed: int, device: str = "cpu"
-    ) -> None:
-        super().__init__(len(paths), batch_tokens, seed)
-        self.columns = [[_Column(path, SITE.format(site)) for site in sites] for path in paths]
-        self.device = device
-        n_rows = sum(columns[0].shape[0] for columns in self.columns)
+    def __init__(self, step: int, read: Callable[[int], tuple[Tensor, ...]]) -> None:
+        self.step, self._read = step, read
+        self._got: tuple[Tensor, ...] | Exception = ()
+        self._thread = Thread(target=self._run, name="almanac-read-ahead", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._got = self._read(self.step)
+        except Exception as error:  # raised where the batch is asked for, if it ever is
+            self._got = error
+
+    def ended(self) -> tuple[Tensor, ...] | Exception:
+        """Waits for the thread: the batch, or what reading it raised."""
+        self._thread.join()
+        return self._got
+
+
+class ShuffledRows(Rows):
+    """Harvested rows of some sites, read from activation shards; row i is one token at all of them.
+
+    `shards` holds the files of each shard, one a site.
+    """
+
+    def __init__(self, shards: Sequence[Sequence[Path]], batch_tokens: int, seed: int, device: str = "cpu") -> None:
+        super().__init__(len(shards), batch_tokens, seed)
+        self.columns = [[Column(path) for path in paths] for paths in shards]
+        self.device = torch.device(device)
+        self._ahead: _Ahead | None = None
+        n_rows = sum(columns[0].n_rows for columns in self.columns)
         if n_rows < batch_tokens:
             raise ConfigError(too_few(n_rows, batch_tokens))
 
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Batch `step`; while it is used, the one after it is read."""
+        ahead, got = self._ahead, self._settled()
+        rows = got if ahead is not None and ahead.step == step else super().batch(step)
+        if isinstance(rows, Exception):
+            raise rows
+        self._ahead = _Ahead(step + 1, super().batch)
+        return rows
+
+    def sample(self) -> tuple[Tensor, ...]:
+        """As of any rows."""
+        self._settled()
+        return super().sample()
+
+    def _settled(self) -> tuple[Tensor, ...] | Exception:
+        """Nobody else is reading from now on; what was read ahead."""
+        ahead, self._ahead = self._ahead, None
+        return () if ahead is None else ahead.ended()
+
     def size(self, shard: int) -> int:
         """Rows of a shard, as its file says."""
-        return int(self.columns[shard][0].shape[0])
+        return self.columns[shard][0].n_rows
 
     def read(self, shard: int, first: int, count: int) -> list[Tensor]:
         """Rows from the files, on the device."""
         sites = []
         for column in self.columns[shard]:
-            rows = torch.empty(count, column.shape[1], dtype=column.dtype)
+            rows = torch.empty(count, column.shape[1], dtype=column.dtype, pin_memory=self.device.type == "cuda")
             column.read(first, rows)
-            sites.append(rows.to(self.device))
+            sites.append(rows.to(self.device, non_blocking=True))
         return sites

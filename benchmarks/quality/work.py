@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from flows.config import RunConfig, load_run
 from quality.variants import BATCH_TOKENS, N_FEATURES, VARIANTS
-from saelib.activations import Harvester, sink_norms
+from saelib.activations import Harvester
 from saelib.architectures import recipe
 from saelib.base import Ends
 from saelib.evaluation import evaluate
 from saelib.lm import LanguageModel, load_lm
 from saelib.sae import SAE
 from saelib.schedule import TrainingConfig
+from saelib.shard_files import ROWS, parts_of
 from saelib.shuffled import ShuffledRows
+from saelib.sinks import sink_norms
 from saelib.text import TokenShard, tokenize
 from saelib.training import Training
 
@@ -58,7 +59,7 @@ class Bench:
         used = variant.settings | settings
         start = time.process_time()
         config = TrainingConfig(n_tokens=samples, batch_tokens=BATCH_TOKENS, seed=seed, product=product)
-        rows = ShuffledRows(self.shards, (0,), BATCH_TOKENS, seed)
+        rows = ShuffledRows([[path] for path in self.shards], BATCH_TOKENS, seed)
         training = Training(recipe(variant.architecture, n_features=N_FEATURES, **used), config, rows)
         for _ in training.run():
             pass
@@ -93,7 +94,7 @@ def harvest(data: Path, folder: Path) -> Bench:
     for index, (shard, held_out) in enumerate(zip(corpus.shards, corpus.held_out, strict=True)):
         if not held_out:
             paths.append(folder / f"shard-{index:05d}.safetensors")
-            save_file({"site_0": harvester(shard, f"shard {index}").sites[0]}, paths[-1])
+            paths[-1].write_bytes(b"".join(parts_of({ROWS: harvester(shard, f"shard {index}").sites[0]})))
     real = [shard for shard, held_out in zip(corpus.shards, corpus.held_out, strict=True) if held_out]
     return Bench(config, lm, paths, real, norms[0], json.loads((data / "reference/results.json").read_text()))
 

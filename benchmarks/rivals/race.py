@@ -37,6 +37,11 @@ class Entry:
     architecture: str
     precision: str = "fp32"
 
+    @property
+    def module(self) -> str:
+        """What its process runs."""
+        return f"rivals.{self.racer}"
+
     def name(self, race: str) -> str:
         """As the table calls it."""
         own = "" if self.architecture == race else f" {self.architecture}"
@@ -46,8 +51,8 @@ class Entry:
 class Process:
     """One racer's process."""
 
-    def __init__(self, entry: Entry, task: Task, setting: str, rivals: Path) -> None:
-        command = [python_of(entry.racer, rivals), "-P", "-m", f"rivals.{entry.racer}", json.dumps(asdict(task))]
+    def __init__(self, entry: Entry, task: Any, setting: str, rivals: Path) -> None:
+        command = [python_of(entry.racer, rivals), "-P", "-m", entry.module, json.dumps(asdict(task))]
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the process)
         variables = environment(entry.racer, setting, task.threads)
         pipe = subprocess.PIPE
@@ -94,14 +99,14 @@ def race(entries: dict[Entry, Task], setting: str, rivals: Path, rounds: int, st
             stack.callback(process.close)
             yield {"kind": "versions", "racer": entry.racer, "versions": process.versions}
         for number in range(rounds):
-            for entry in _turned(list(running), number):
-                figures = _undisturbed(running[entry], steps)
+            for entry in turned(list(running), number):
+                figures = undisturbed(running[entry], steps)
                 yield {"kind": "time", **asdict(entry), "round": number, "load": os.getloadavg()[0], **figures}
         for entry, process in running.items():
             yield {"kind": "quality", **asdict(entry), **process.ask("eval")}
 
 
-def _undisturbed(process: Process, steps: int) -> dict[str, Any]:
+def undisturbed(process: Process, steps: int) -> dict[str, Any]:
     """A turn in which others left the machine alone; the least disturbed of some where there is none."""
     turns: list[dict[str, Any]] = []
     for _ in range(TRIES):
@@ -123,7 +128,7 @@ def _busy_seconds() -> float:
     return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
 
 
-def _turned(entries: list[Entry], by: int) -> list[Entry]:
+def turned(entries: list[Entry], by: int) -> list[Entry]:
     """Another one begins each round."""
     by %= len(entries) or 1
     return entries[by:] + entries[:by]

@@ -94,12 +94,12 @@ def serve(build: Callable[[Task], Racer]) -> None:
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     run = _Run(task, racer)
     run.go(task.untimed_steps)
-    _answer({"ready": True, "versions": {name: version(name) for name in ("torch", racer.library)}})
+    answer({"ready": True, "versions": {name: version(name) for name in ("torch", racer.library)}})
     for line in sys.stdin:
         order, *rest = line.split()
         if order == "quit":
             return
-        _answer(run.go(int(rest[0])) if order == "go" else run.evaluate())
+        answer(run.go(int(rest[0])) if order == "go" else run.evaluate())
 
 
 class _Run:
@@ -138,7 +138,7 @@ class _Run:
             faults += _minor_faults() - before[0]
             self.step += 1
         tokens = n_steps * self.task.batch
-        figures = {"tokens": tokens, "wall_s": wall, "cpu_s": cpu, "minor_faults": faults, "rss_peak_mb": _peak_mb()}
+        figures = {"tokens": tokens, "wall_s": wall, "cpu_s": cpu, "minor_faults": faults, "rss_peak_mb": peak_mb()}
         return figures | {"turn_cpu_s": time.process_time() - turn}
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ class _Run:
         return {"fvu": fvu, "l0": l0, "errors": errors, "variances": variances}
 
 
-def _answer(message: dict[str, Any]) -> None:
+def answer(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
@@ -164,7 +164,7 @@ def _minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Peak resident memory of this program alone; `ru_maxrss` would start at that of the parent."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):

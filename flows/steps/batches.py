@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from flows.artifact import Artifact
-from flows.config import RunConfig
-from flows.steps.loading import language_model, load_tokens, shard_name
+from flows.config import RunConfig, RunHarvest
+from flows.steps.loading import language_model, load_tokens, shard_name, site_file
 from saelib.activations import Harvester
 from saelib.base import Ends
 from saelib.evaluation import sites_of
@@ -57,19 +57,20 @@ def batches_for(config: RunConfig, tokens: Artifact, activations: Artifact, ends
     wanted = {str(site) for each in ends for site in sites_of(each)}
     places = [place for place, site in enumerate(sites) if site in wanted]
     facts = activations.facts
-    paths = [
-        activations.file(shard_name(shard))
+    shards = [
+        [activations.file(site_file(shard, place)) for place in places]
         for shard, flag in zip(facts["shards"], facts["held_out"], strict=True)
         if not flag
     ]
     training = config.training
-    rows = ShuffledRows(paths, places, training.batch_tokens, training.seed, config.lm.resolved_device())
+    rows = ShuffledRows(shards, training.batch_tokens, training.seed, config.lm.resolved_device())
     return Needed(rows, sites, places)
 
 
 def _streamed(config: RunConfig, tokens: Artifact, activations: Artifact) -> StreamedRows:
     """Every token shard to learn from, through the language model, masked as the harvest was."""
-    harvester = Harvester(language_model(config.lm), config.resolved_harvest(), tuple(activations.facts["sink_norms"]))
+    planned = RunHarvest.model_validate(activations.manifest["plan"]["harvest"])
+    harvester = Harvester(language_model(config.lm), planned, tuple(activations.facts["sink_norms"]))
     learned_from = [shard for shard, flag in enumerate(tokens.facts["held_out"]) if not flag]
 
     def load(number: int) -> TokenShard:

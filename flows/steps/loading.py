@@ -1,6 +1,7 @@
 """What several steps need: the language model (kept between steps), token shards, activation shards, an SAE."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,24 +12,27 @@ from safetensors.numpy import load_file
 
 from flows.artifact import Artifact
 from flows.errors import ArtifactError, RecipeError
-from saelib.activations import SITE, ActivationShard
+from saelib.activations import COLUMNS, ActivationShard
 from saelib.base import Ends, Site
 from saelib.errors import SiteNotFound
 from saelib.evaluation import sites_of
 from saelib.lm import LanguageModel, LMConfig, load_lm, site_width
 from saelib.sae import SAE
-from saelib.summaries.rows import ROW_COLUMNS, tensors_of
+from saelib.shard_files import ROWS
 from saelib.text import TokenShard
 
 __all__ = [
     "contiguous",
+    "each_token_shard",
     "language_model",
     "load_activations",
     "load_sae",
     "load_tokens",
     "places_of",
+    "rows_file",
     "shard_name",
     "sink_limits",
+    "site_file",
     "site_widths",
     "token_shards",
     "use_threads",
@@ -56,8 +60,18 @@ def use_threads(n: int) -> None:
 
 
 def shard_name(index: int) -> str:
-    """File of a shard."""
+    """File of a token shard."""
     return f"shard-{index:05d}.safetensors"
+
+
+def rows_file(index: int) -> str:
+    """File of what stands beside the rows of a harvested shard: tokens, documents, sequences, positions."""
+    return f"shard-{index:05d}.rows.safetensors"
+
+
+def site_file(index: int, place: int) -> str:
+    """File of the activations of a harvested shard at one site, by its place among those harvested."""
+    return f"shard-{index:05d}.site-{place}.safetensors"
 
 
 def load_tokens(path: Path) -> TokenShard:
@@ -77,14 +91,26 @@ def token_shards(tokens: Artifact, held_out: bool | None = None) -> list[TokenSh
     ]
 
 
-def load_activations(path: Path, places: Sequence[int]) -> ActivationShard:
-    """An activation shard at some of its sites, in that order. Raises ArtifactError that names a damaged file."""
+def each_token_shard(tokens: Artifact) -> Iterator[TokenShard]:
+    """All shards in order, one held at a time."""
+    return map(load_tokens, tokens.files("shard-"))
+
+
+def load_activations(activations: Artifact, shard: int, places: Sequence[int]) -> ActivationShard:
+    """A harvested shard at some of its sites, in that order. Raises ArtifactError that names a damaged file."""
+    path = activations.file(rows_file(shard))
     try:
-        with safe_open(path, framework="pt") as file:
-            names = (*ROW_COLUMNS, *(SITE.format(place) for place in places))
-            return tensors_of({name: file.get_tensor(name) for name in names}, places)
+        with safe_open(path, framework="np") as file:
+            columns = {name: file.get_tensor(name) for name in COLUMNS}
+            n_masked = json.loads(file.metadata()["count"])["n_masked"]
+        sites = []
+        for place in places:
+            path = activations.file(site_file(shard, place))
+            with safe_open(path, framework="pt") as file:
+                sites.append(file.get_tensor(ROWS))
     except (SafetensorError, OSError, KeyError) as error:
         raise ArtifactError(_damaged(path, error)) from error
+    return ActivationShard(sites, **columns, n_masked=n_masked)
 
 
 def places_of(ends: Ends, activations: Artifact) -> tuple[list[int], list[int]]:

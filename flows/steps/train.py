@@ -45,8 +45,9 @@ def train_work(config: RunConfig, choice: Choice, tokens: Artifact, activations:
     }
     if not config.training.stream:
         return Work("sae", 3, plan, (activations,))
+    planned = activations.manifest["plan"]["harvest"]
     plan |= {
-        "harvest": config.resolved_harvest().model_dump(mode="json", exclude={"max_tokens"}),
+        "harvest": {key: value for key, value in planned.items() if key not in ("max_tokens", "max_bytes")},
         "sink_norms": activations.facts["sink_norms"],
         "lm": config.lm.model_dump(mode="json", exclude={"model"}),
         "model": model_fingerprint(config.lm),

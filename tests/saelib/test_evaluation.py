@@ -173,7 +173,7 @@ def test_attention_sinks_pass_untouched_and_uncounted(tiny_lm: LanguageModel) ->
 
 
 def test_next_token_loss_is_zero_at_padding(tiny_lm: LanguageModel) -> None:
-    (batch,) = batches_of(held_out_tokens(), 8, 2)
+    (batch,) = batches_of(held_out_tokens(), 8 * 12, 2)
     logits = tiny_lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     loss = next_token_loss(logits, batch)
     assert not loss[batch.attention_mask[:, 1:] == 0].any()

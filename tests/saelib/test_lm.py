@@ -394,7 +394,7 @@ def test_stories260k_has_the_known_loss_on_real_stories(
     corpus = tokenize(stories, CorpusConfig(sources=(source,), held_out_share=0.0, long_documents="cut"))
     total, n = 0.0, 0
     for shard in corpus.shards:
-        for batch in batches_of(shard, 16, 2):
+        for batch in batches_of(shard, 8192, 2):
             logits = stories.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             total += next_token_loss(logits, batch).double().sum().item()
             n += int(batch.attention_mask[:, 1:].sum())

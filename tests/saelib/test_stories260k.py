@@ -4,15 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
 from flows.config import RunConfig, load_run
-from saelib.activations import Harvester, sink_norms
+from saelib.activations import Harvester
 from saelib.base import Ends
 from saelib.evaluation import evaluate
 from saelib.lm import LanguageModel, load_lm
 from saelib.sae import SAE
+from saelib.shard_files import ROWS, parts_of
 from saelib.shuffled import ShuffledRows
+from saelib.sinks import sink_norms
 from saelib.text import Tokenized, tokenize
 from saelib.training import Training
 
@@ -33,13 +34,13 @@ def harvested(lm: LanguageModel, config: RunConfig, corpus: Tokenized, folder: P
     for index, shard in enumerate(corpus.shards):
         if not corpus.held_out[index]:
             paths.append(folder / f"shard-{index:05d}.safetensors")
-            save_file({"site_0": harvester(shard, f"shard {index}").sites[0]}, paths[-1])
+            paths[-1].write_bytes(b"".join(parts_of({ROWS: harvester(shard, f"shard {index}").sites[0]})))
     return paths
 
 
 def trained(config: RunConfig, paths: list[Path]) -> SAE:
     """The run's recipe, to the end."""
-    rows = ShuffledRows(paths, (0,), config.training.batch_tokens, config.training.seed)
+    rows = ShuffledRows([[path] for path in paths], config.training.batch_tokens, config.training.seed)
     training = Training(config.resolved_recipes()[0], config.training, rows)
     assert [progress.step for progress in training.run()][-1] == training.plan.n_steps - 1
     for path in paths:

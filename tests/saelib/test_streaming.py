@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from tiny import token_shard
 
 from saelib.activations import HarvestConfig, Harvester
@@ -14,13 +13,14 @@ from saelib.base import Site
 from saelib.errors import ConfigError
 from saelib.lm import LanguageModel
 from saelib.schedule import TrainingConfig
+from saelib.shard_files import ROWS, parts_of
 from saelib.shuffled import Rows, ShuffledRows
 from saelib.streaming import StreamedRows
 from saelib.text import TokenShard
 from saelib.training import Training
 
 SITES = (Site(path="model.layers.0"), Site(path="model.layers.1"))
-CONFIG = HarvestConfig(sites=SITES, batch_sequences=3, sink_norm_multiple=0.0)
+CONFIG = HarvestConfig(sites=SITES, batch_tokens=36, sink_norm_multiple=0.0)
 BATCH = 16
 
 
@@ -47,9 +47,10 @@ def streamed(lm: LanguageModel, loads: list[int] | None = None) -> StreamedRows:
 def written(lm: LanguageModel, folder: Path) -> ShuffledRows:
     paths = []
     for index, shard in enumerate(shards()):
-        paths.append(folder / f"shard-{index}.safetensors")
-        save_file(Harvester(lm, CONFIG, (None, None))(shard, "shard").tensors(), paths[-1])
-    return ShuffledRows(paths, (0, 1), BATCH, 7)
+        paths.append([folder / f"shard-{index}.site-{place}.safetensors" for place in range(2)])
+        for path, site in zip(paths[-1], Harvester(lm, CONFIG, (None, None))(shard, "shard").sites, strict=True):
+            path.write_bytes(b"".join(parts_of({ROWS: site})))
+    return ShuffledRows(paths, BATCH, 7)
 
 
 def test_a_stream_gives_the_rows_that_a_harvest_writes_in_the_same_order(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_summaries import N_FEATURES, N_VOCAB, Case, context_of, plain_core, plain_tokens
 
-from saelib.summaries.candidates import N_PER_RANGE, N_TOP, RANGE_BINS, lowest_hashes
-from saelib.summaries.examples import BUCKETS, Examples, choose_examples
+from saelib.summaries.candidates import N_PER_RANGE, N_SAMPLED, N_TOP, RANGE_BINS, lowest_hashes
+from saelib.summaries.examples import BUCKETS, Examples, Silences, choose_examples
 from saelib.summaries.moments import BINS, bin_centre, bin_edge, bin_of, quantiles
 from saelib.summaries.rows import WINDOW
 from saelib.summaries.sample import Sample
@@ -133,18 +133,20 @@ def test_candidate_windows_hold_the_feature_around_its_token(case: Case, summary
         assert found.value[index] == pytest.approx(column[position]) and found.value[index] > 0
 
 
-def test_sampled_candidates_are_the_smallest_hashes_of_every_range() -> None:
+def test_sampled_candidates_are_the_smallest_hashes_of_every_range_and_of_all() -> None:
     many = Case.random(4, n_documents=80)
     firings = many.firings()
     found, feature = Summary.of(firings, N_VOCAB).candidates, firings.feature()
     band = bin_of(firings.value) // RANGE_BINS
-    sampled = found.take(~found.is_top)
+    sampled, n_wanted = found.take(~found.is_top), list[int]()
     for one in range(N_FEATURES):
+        wanted = []
         for strength in np.unique(band[feature == one]):
             mine = np.flatnonzero((feature == one) & (band == strength))
-            wanted = sorted(firings.rows.hash[firings.row[mine]].tolist())[:N_PER_RANGE]
-            kept = sampled.take((sampled.feature == one) & (bin_of(sampled.value) // RANGE_BINS == strength))
-            assert kept.hash.tolist() == wanted
+            wanted += sorted(firings.rows.hash[firings.row[mine]].tolist())[:N_PER_RANGE]
+        assert sampled.hash[sampled.feature == one].tolist() == sorted(wanted)[:N_SAMPLED]
+        n_wanted.append(len(wanted))
+    assert min(n_wanted) < N_SAMPLED < max(n_wanted), "both limits are met"
 
 
 @given(st.lists(st.integers(0, 4), max_size=200), st.integers(1, 5), st.integers(0, 100))
@@ -247,7 +249,7 @@ def test_together_equals_dense_jaccard_and_correlation(tmp_path: Path) -> None:
     sample = whole_sample(Case.random(9, n_documents=40), tmp_path, (0, 40))
     f = dense(sample).astype(np.float64)
     fires = f > 0
-    jaccard, correlation = sample.together(n=4, block=3)
+    jaccard, correlation = sample.together(n=4)
     for one in range(N_FEATURES):
         scores = []
         for other in range(N_FEATURES):
@@ -274,7 +276,9 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Sample, E
     tokens = np.full((N_FEATURES, 3), -1, dtype=np.int64)
     tokens[top.feature, top.rank] = top.token_id
     nearest = np.roll(np.arange(N_FEATURES), 1)
-    return case, sample, choose_examples(summary.candidates, summary.core, sample, tokens, nearest), tokens, nearest
+    silences = Silences.of(sample, tokens, nearest)
+    chosen = choose_examples(summary.candidates, summary.core, sample, silences, range(N_FEATURES))
+    return case, sample, chosen, tokens, nearest
 
 
 Described = tuple[Case, Sample, Examples, np.ndarray, np.ndarray]
