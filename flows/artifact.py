@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from catalog.errors import LockedError
 from catalog.files import sha256_of, sync_file, sync_folder
 from catalog.locks import exclusive
 from catalog.store import Store
-from flows.disk import disk_error, write_piece
+from flows.disk import SEAL, disk_error, keep_piece, kept_piece, write_piece
 from flows.errors import ArtifactError
 
 __all__ = [
@@ -30,17 +31,17 @@ __all__ = [
     "Draft",
     "Work",
     "code_version",
+    "every",
     "find",
     "finished",
     "keep_piece",
     "kept_piece",
+    "lock_file",
     "making",
+    "mark_evicted",
     "verify_artifacts",
     "write_piece",
 ]
-
-SEAL = ".sha256"
-"""Ending of the hidden file beside a piece that says what the piece must hold."""
 
 LOCK_SECONDS = 24 * 3600.0
 """How long a second build of the same thing waits for the first."""
@@ -70,14 +71,24 @@ class Artifact:
         return facts
 
     @property
+    def is_evicted(self) -> bool:
+        """Whether its files were removed to make room. What it was made from and found out stays true."""
+        return "evicted" in self.manifest
+
+    @property
     def n_bytes(self) -> int:
-        """Size of its files."""
+        """Size of its files, as they were written."""
         return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
 
     def file(self, name: str) -> Path:
         """One of its files, checked against the manifest. Raises ArtifactError where it is not what was written."""
         if name not in self.manifest["files"]:
             raise ArtifactError(f"{self.directory} has no {name!r}; it has {sorted(self.manifest['files'])}")
+        if self.is_evicted:
+            raise ArtifactError(
+                f"the files of {self.directory} were removed on {self.manifest['evicted']['at'][:10]} to make room; "
+                "`almanac build` makes them again where a step reads them"
+            )
         path = self.directory / name
         problem = file_problem(path, self.manifest["files"][name])
         if problem:
@@ -104,16 +115,17 @@ class Work:
     @property
     def fingerprint(self) -> str:
         """Name of the artifact."""
-        canonical = json.dumps(
-            [self.kind, self.step_version, self.plan, [parent.fingerprint for parent in self.parents]],
-            sort_keys=True,
-            separators=(",", ":"),
-        )
+        content = [self.kind, self.step_version, self.plan, [parent.fingerprint for parent in self.parents]]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def directory(self, store: Store) -> Path:
         """Where the finished artifact lies."""
         return store.artifacts / self.kind / self.fingerprint
+
+    def partial(self, store: Store) -> Path:
+        """Where it lies while it is made."""
+        return self.directory(store).with_name(f".partial-{self.fingerprint}")
 
 
 @dataclass
@@ -134,6 +146,20 @@ def find(store: Store, work: Work) -> Artifact | None:
     return Artifact(work.kind, work.fingerprint, directory, _read_manifest(path))
 
 
+def every(store: Store, kind: str = "*") -> Iterator[Artifact]:
+    """Every finished artifact, evicted or not. Raises ArtifactError for a manifest that is damaged."""
+    for path in sorted(store.artifacts.glob(f"{kind}/*/manifest.json")):
+        if not path.parent.name.startswith("."):
+            yield Artifact(path.parent.parent.name, path.parent.name, path.parent, _read_manifest(path))
+
+
+def mark_evicted(artifact: Artifact, rule: str) -> None:
+    """From now on its files count for nothing, and may be removed. `rule` says why, for people."""
+    evicted = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "rule": rule}
+    _write_manifest(artifact.directory, {**artifact.manifest, "evicted": evicted})
+    sync_folder(artifact.directory)
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     """A manifest as it was written. Raises ArtifactError where a byte of it changed."""
     try:
@@ -147,6 +173,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"delete {path.parent} and build again"
         )
     return manifest
+
+
+def _write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
+    manifest = {**content, "sha256": _digest(content)}
+    write_piece(directory / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -163,10 +194,15 @@ def finished(store: Store, work: Work) -> Artifact:
     return found
 
 
+def lock_file(store: Store, kind: str, fingerprint: str) -> Path:
+    """Held by whoever makes this artifact, or removes it."""
+    return store.locks / f"{kind}-{fingerprint[:16]}.lock"
+
+
 @contextmanager
 def _alone(store: Store, work: Work, say: Callable[[str], None]) -> Iterator[None]:
     """The artifact's own lock. Says who holds it before waiting for long."""
-    path, purpose = store.locks / f"{work.kind}-{work.fingerprint[:16]}.lock", f"making {work.kind}"
+    path, purpose = lock_file(store, work.kind, work.fingerprint), f"making {work.kind}"
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive(path, purpose, timeout_seconds=0.5))
@@ -177,16 +213,17 @@ def _alone(store: Store, work: Work, say: Callable[[str], None]) -> Iterator[Non
 
 
 @contextmanager
-def making(store: Store, work: Work, say: Callable[[str], None]) -> Iterator[Draft | None]:
+def making(store: Store, work: Work, say: Callable[[str], None], is_read: bool = True) -> Iterator[Draft | None]:
     """The draft to fill, under the artifact's own lock; finished when the block ends. None: it is finished already.
 
-    A second process that wants the same artifact waits here for the first. Raises DiskError when the disk fills up.
+    One that was evicted is made again, unless nobody reads its files. A second process that wants the same artifact
+    waits here for the first. Raises DiskError when the disk fills up.
     """
-    target = work.directory(store)
-    partial = target.with_name(f".partial-{work.fingerprint}")
+    target, partial = work.directory(store), work.partial(store)
     try:
         with _alone(store, work, say):
-            if find(store, work) is not None:
+            found = find(store, work)
+            if found is not None and not (found.is_evicted and is_read):
                 yield None
                 return
             partial.mkdir(parents=True, exist_ok=True)
@@ -225,48 +262,21 @@ def _finish(work: Work, draft: Draft, target: Path) -> None:
         "rows": draft.rows,
         "facts": draft.facts,
     }
-    manifest["sha256"] = _digest(manifest)
-    write_piece(draft.directory / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-    if target.exists():  # without a manifest: somebody took it away, and nothing of it counts
+    _write_manifest(draft.directory, manifest)
+    if target.exists():  # evicted, or without a manifest because somebody took it away: nothing of it counts
         shutil.rmtree(target)
     os.rename(draft.directory, target)
     sync_folder(target.parent)
 
 
-def keep_piece(path: Path, content: bytes) -> None:
-    """A piece that a later run goes on from, with a seal: what it holds, and what it held before.
-
-    The seal comes first: killed in between, the piece that is still there is known by it.
-    """
-    seal = _seal(path)
-    before = seal.read_bytes().split()[-1:] if seal.exists() else []
-    write_piece(seal, b"\n".join([*before, hashlib.sha256(content).hexdigest().encode()]))
-    write_piece(path, content)
-
-
-def kept_piece(path: Path) -> bool:
-    """Is there a piece to go on from, as it was written? One that is damaged is removed, and made anew."""
-    seal = _seal(path)
-    if path.is_file() and seal.is_file():
-        digest = sha256_of(path).encode()
-        if digest in seal.read_bytes().split():
-            write_piece(seal, digest)
-            return True
-    path.unlink(missing_ok=True)
-    return False
-
-
-def _seal(piece: Path) -> Path:
-    return piece.with_name(f".{piece.name}{SEAL}")
-
-
 def verify_artifacts(store: Store, damage: Callable[[Path, str], None]) -> None:
-    """Every manifest of the store against its files: present, size, sha256."""
+    """Every manifest of the store against its files: present, size, sha256; of those evicted, the manifest alone."""
     for path in sorted(store.artifacts.glob("*/*/manifest.json")):
         if path.parent.name.startswith("."):
             continue
         try:
-            files = _read_manifest(path)["files"]
+            manifest = _read_manifest(path)
+            files = {} if "evicted" in manifest else manifest["files"]
         except (ArtifactError, KeyError) as error:
             damage(path, f"the manifest cannot be read: {error}")
             continue

@@ -4,7 +4,7 @@ import os
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
@@ -21,8 +21,9 @@ from saelib.lm import LMConfig
 from saelib.schedule import TrainingConfig
 from saelib.text import CorpusConfig, Source
 
-__all__ = ["DescribeConfig", "RunConfig", "RunHarvest", "load_run"]
+__all__ = ["KEEP_RULE", "DescribeConfig", "RunConfig", "RunHarvest", "load_run"]
 
+KEEP_RULE = r"^(all|none|last|\d+ days?)$"
 DEFAULT_SITE = Site(path="model.layers.1")
 
 
@@ -33,6 +34,15 @@ class RunHarvest(HarvestConfig):
     """Sites that recipes name are added."""
     max_tokens: PositiveInt | None = None
     """Tokens to learn from that are kept on disk, in whole shards; the held-out ones always are."""
+    max_bytes: PositiveInt | None = None
+    """Disk that all rows may take: held-out shards, and as many whole shards to learn from as fit, one at least."""
+    max_quarantine_share: NonNegativeFloat = 0.01
+    """Share of the documents that may be left out because the model gives NaN or Inf for them."""
+
+    def halved(self) -> "RunHarvest":
+        """With batches of half as many tokens."""
+        assert self.batch_tokens != "auto", "a plan names a number"
+        return self.model_copy(update={"batch_tokens": max(1, self.batch_tokens // 2)})
 
 
 class DescribeConfig(Frozen):
@@ -61,6 +71,10 @@ class RunConfig(Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     describe: DescribeConfig = DescribeConfig()
     threads: PositiveInt | None = None
+    workers: PositiveInt = 1
+    """Processes that share the shards of harvest and describe, each with as many threads. Changes no result."""
+    keep_activations: Annotated[str, Field(pattern=KEEP_RULE)] = "all"
+    """Whose rows stay on disk after a run: all, none, those of the last run, or as many days as are said."""
 
     def resolved_threads(self) -> int:
         """Threads of torch: those asked for, else the cores this process may use. Part of every plan that computes."""

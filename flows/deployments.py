@@ -4,13 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
 
 from prefect import flow, get_run_logger
 from prefect.context import FlowRunContext
-from prefect.futures import PrefectFuture
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from catalog import Store
 from flows import tasks
@@ -34,11 +32,7 @@ class LogWatch(Quiet):
         get_run_logger().info(text)
 
 
-# one shard at a time: a step uses all cores (or the whole GPU) by itself
-RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=1))
-
-
-@flow(name="build-catalog", flow_run_name="build-{config.name}", task_runner=RUNNER)
+@flow(name="build-catalog", flow_run_name="build-{config.name}")
 def build_catalog(config: RunConfig, store: str) -> Artifact:
     """The whole path into the store in a folder: each step a task, each shard a task."""
     place = _HERE.get() or Place(Store.create(store), LogWatch())
@@ -51,16 +45,17 @@ def build_catalog(config: RunConfig, store: str) -> Artifact:
 
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Prefect tells each task's states at INFO; the bars say the same to people."""
-    loggers = [logging.getLogger(name) for name in ("prefect", "prefect.flow_runs", "prefect.task_runs")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
+    """What Prefect tells of a task, a failure with its stack trace too, goes to its own log; people see bars and errors
+    of ours."""
+    consoles = [console for console in logging.getLogger().handlers if isinstance(console, PrefectConsoleHandler)]
+    before = [console.level for console in consoles]
+    for console in consoles:
+        console.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        for console, level in zip(consoles, before, strict=True):
+            console.setLevel(level)
 
 
 def run_build(config: RunConfig, place: Place) -> Artifact:
@@ -74,7 +69,7 @@ def run_build(config: RunConfig, place: Place) -> Artifact:
             _HERE.set(place)
             return build_catalog(config, str(place.store.root))
     except RuntimeError as error:
-        if "server" in str(error).lower() or "api" in str(error).lower():
+        if place.prefect_run_id is None:  # the flow has not begun
             raise ServerError(
                 f"Prefect's server cannot be reached or did not start: {error}; "
                 "run with --local to do without it, or start one with `prefect server start` and set PREFECT_API_URL"

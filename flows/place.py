@@ -74,18 +74,21 @@ class Place:
         self.reports: list[StepReport] = []
         self._lock = threading.Lock()
 
-    def make(self, name: str, work: Work, fill: Callable[[Draft, StepReport], None]) -> Artifact:
-        """The artifact of `work`: found, or filled now and finished. Either way one row of `run` says so."""
-        with self.making(name, work) as (draft, report):
+    def make(self, name: str, work: Work, fill: Callable[[Draft, StepReport], None], is_read: bool = True) -> Artifact:
+        """The artifact of `work`: found, or filled now and finished. Either way one row of `run` says so.
+
+        One that was evicted will do where nobody reads its files.
+        """
+        with self.making(name, work, is_read) as (draft, report):
             if draft is not None:
                 fill(draft, report)
         return finished(self.store, work)
 
     @contextmanager
-    def making(self, name: str, work: Work) -> Iterator[tuple[Draft | None, StepReport]]:
+    def making(self, name: str, work: Work, is_read: bool = True) -> Iterator[tuple[Draft | None, StepReport]]:
         """The draft to fill (None: the artifact is there) and the report; finished when the block ends."""
         with self._step(name, work) as report:
-            with making(self.store, work, self.watch.say) as draft:
+            with making(self.store, work, self.watch.say, is_read) as draft:
                 report.state = "reused" if draft is None else "finished"
                 yield draft, report
             report.made = finished(self.store, work)
@@ -104,7 +107,8 @@ class Place:
         self._ended(report, work, None)
         rate = f", {report.n_tokens / report.seconds:,.0f} tokens/s" if report.n_tokens and report.seconds else ""
         if report.state == "reused":
-            self.watch.say(f"{name}: done already ({work.fingerprint[:12]})")
+            gone = ", its files evicted and not needed" if report.made and report.made.is_evicted else ""
+            self.watch.say(f"{name}: done already ({work.fingerprint[:12]}){gone}")
         else:
             memory = report.peak_memory_bytes / 1e9
             self.watch.say(f"{name}: {report.seconds:.1f} s{rate}, peak memory {memory:.2f} GB")

@@ -11,14 +11,14 @@ from flows.naming import with_module_paths
 from flows.steps.adopt import adopt_work
 from flows.steps.evaluate import evaluate_work
 from flows.steps.features import describe_work
-from flows.steps.harvest import harvest_work
+from flows.steps.harvest import harvest_work, kept_shards
 from flows.steps.loading import language_model, site_widths
 from flows.steps.publish import is_current, publish_work
 from flows.steps.tokenize import tokenize_work
 from flows.steps.train import train_work
 from saelib.activations import rows_bytes
 
-__all__ = ["Planned", "plan_run"]
+__all__ = ["Planned", "plan_run", "reads_rows"]
 
 STEP_OF_KIND = {
     "tokens": "tokenize",
@@ -52,13 +52,16 @@ def plan_run(config: RunConfig, store: Store | None) -> list[Planned]:
         found = find(store, work) if store is not None and work is not None else None
         if store is not None and found is not None and kind == "publication" and not is_current(store, found):
             found = None
-        rows.append(_planned(STEP_OF_KIND[kind], found, n_tokens, rates, config)._replace(of=of))
+        is_enough = store is None or tokens is None or kind != "activations" or not reads_rows(config, tokens, store)
+        done = found if found is not None and (is_enough or not found.is_evicted) else None
+        rows.append(_planned(STEP_OF_KIND[kind], done, n_tokens, rates, config)._replace(of=of))
         return found
 
+    tokens: Artifact | None = None
     tokens = add(tokenize_work(config), "tokens", config.corpus.max_tokens)
-    n_tokens = tokens.facts["n_tokens"] if tokens else config.corpus.max_tokens
-    n_kept = _kept(n_tokens, config)
-    activations = add(harvest_work(config, tokens) if tokens else None, "activations", n_kept)
+    harvested = harvest_work(config, tokens, store) if tokens else None
+    n_kept = _kept(config, tokens, find(store, harvested) if store and harvested else None)
+    activations = add(harvested, "activations", n_kept)
     read = (tokens, activations) if tokens and activations else None
     names, groups = config.names(), list[tuple[Artifact, ...]]()
     for one in imported(config.imports):
@@ -79,9 +82,29 @@ def plan_run(config: RunConfig, store: Store | None) -> list[Planned]:
     return rows
 
 
-def _kept(n_tokens: int | None, config: RunConfig) -> int | None:
-    """Tokens whose activations are kept: whole shards to learn from, and about the held-out share."""
-    most = config.harvest.max_tokens
+def reads_rows(config: RunConfig, tokens: Artifact, store: Store) -> bool:
+    """Will a build read rows of its activations? Not where they were evicted and all that reads them is done."""
+    activations = find(store, harvest_work(config, tokens, store))
+    if activations is None or not activations.is_evicted:
+        return True
+    read = (tokens, activations)
+    works = [*map(adopt_work, imported(config.imports)), *(train_work(config, c, *read) for c in config.choices())]
+    saes = [find(store, work) for work in works]
+    return any(
+        sae is None or find(store, work_of(config, sae, *read)) is None
+        for sae in saes
+        for work_of in (evaluate_work, describe_work)
+    )
+
+
+def _kept(config: RunConfig, tokens: Artifact | None, activations: Artifact | None) -> int | None:
+    """Tokens whose activations are kept: as many as there are; as many as will be, where the text is tokenized; else at
+    most, by `max_tokens` alone: whole shards to learn from, and about the held-out share."""
+    if activations is not None:
+        return int(sum(activations.facts["n_rows"]))
+    if tokens is not None:
+        return kept_shards(config, tokens).n_rows
+    n_tokens, most = config.corpus.max_tokens, config.harvest.max_tokens
     if n_tokens is None or most is None:
         return n_tokens
     held_out = round(n_tokens * config.corpus.held_out_share)
@@ -100,16 +123,17 @@ def _planned(
     step: str, found: Artifact | None, n_tokens: int | None, rates: dict[str, float], config: RunConfig
 ) -> Planned:
     if found is not None:
-        return Planned(step, True, f"{found.n_bytes / 1e6:,.1f} MB", "")
+        gone = " evicted" if found.is_evicted else ""
+        return Planned(step, True, f"{found.n_bytes / 1e6:,.1f} MB{gone}", "")
     seconds = n_tokens / rates[step] if n_tokens and step in rates else None
     duration = "not measured here yet" if seconds is None else f"about {seconds:,.0f} s"
     return Planned(step, False, _expected_bytes(step, n_tokens, config), duration)
 
 
 def _expected_bytes(step: str, n_tokens: int | None, config: RunConfig) -> str:
-    """Only harvest is large, and known beforehand (at most): rows of every site and 20 bytes of alignment."""
+    """Only harvest is large, and known beforehand: rows of every site, and 20 bytes of what stands beside each."""
     if step != "harvest" or n_tokens is None:
         return ""
     lm = language_model(config.lm)
-    widths = site_widths(lm, config.resolved_harvest().sites)
-    return f"{rows_bytes(n_tokens, widths, lm.dtype) / 1e6:,.1f} MB"
+    wanted = config.resolved_harvest()
+    return f"{rows_bytes(n_tokens, site_widths(lm, wanted.sites), wanted.row_dtype(lm)) / 1e6:,.1f} MB"

@@ -45,14 +45,21 @@ def build(
     run: RunArgument = "demo",
     store: StoreOption = None,
     local: Annotated[bool, typer.Option("--local", help="Run without Prefect: the same path, the same bytes.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the shards [default: the run file's, else 1].", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Run the whole path: text to catalog. What is done already is reused; a killed run resumes where it stopped.
 
-    Examples:  almanac build demo      almanac build my_run.toml --store /data/almanac --local
+    Examples:  almanac build demo      almanac build my_run.toml --store /data/almanac --local --workers 2
     """
     from flows.config import load_run
 
-    build_run(load_run(run), store, local)
+    config = load_run(run)
+    build_run(config if workers is None else config.model_copy(update={"workers": workers}), store, local)
 
 
 def build_run(config: "RunConfig", store: Path | None, local: bool) -> None:
@@ -117,13 +124,13 @@ def _summary(store: Store, config: "RunConfig", place: "Place", sae_ids: list[st
         console.print(text(sae_id, "bold"))
         metrics = dict(_rows(connection, "select metric, value from sae_metric where sae_id = ?", [sae_id]))
         for name, (title, form) in _METRICS.items():
-            if name in metrics:
+            if metrics.get(name) is not None:
                 console.print(text(f"  {title:<15}{form.format(metrics[name])}"))
         table = Table(
             "feature", "fires on", "share", "density", "writes", "max", title="Five features", title_justify="left"
         )
         for feature, token, share, density, promoted, maximum in _rows(connection, _FIVE, [sae_id]):
-            writes = " ".join(repr(word)[1:-1] for word in promoted)
+            writes = " ".join(repr(word)[1:-1] for word in promoted or [])
             table.add_row(
                 text(feature),
                 text(repr(token)),

@@ -80,7 +80,7 @@ READ_BY = {
     "token shard": ("artifacts/tokens/*/shard-00000.safetensors", {"harvest": {"sink_norm_multiple": 9.0}}),
     "document table": ("artifacts/tokens/*/document.parquet", LICENCE),
     "sequence table": ("artifacts/tokens/*/sequence.parquet", LICENCE),
-    "activation shard": ("artifacts/activations/*/shard-00001.safetensors", {"training": {"seed": 1}}),
+    "activation shard": ("artifacts/activations/*/shard-00001.site-0.safetensors", {"training": {"seed": 1}}),
     "weights": ("artifacts/sae/*/sae.safetensors", {"evaluation": {"max_tokens": 1_000}}),
     "record of the weights": ("artifacts/sae/*/sae.json", {"evaluation": {"max_tokens": 1_000}}),
     "feature table": ("artifacts/features/*/feature.parquet", LICENCE),
@@ -189,7 +189,7 @@ def test_damaged_view_file_is_made_again_by_the_next_command(
 
 
 PIECES = {
-    "activation shard": ("activations", "shard-00002.safetensors", "shard-00000.safetensors"),
+    "activation shard": ("activations", "shard-00002.rows.safetensors", "shard-00000.site-0.safetensors"),
     "training checkpoint": ("sae", "checkpoint.safetensors", "checkpoint.safetensors"),
     "summary": ("features", "pieces/sample-00002.safetensors", "pieces/summary-00000.safetensors"),
     "sample": ("features", "pieces/sample-00002.safetensors", "pieces/sample-00001.safetensors"),

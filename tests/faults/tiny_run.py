@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 
 def _conftest_of_flows() -> ModuleType:
     path = Path(__file__).parent.parent / "flows" / "conftest.py"
+    sys.path.append(str(path.parent))  # what it imports lies beside it
     spec = importlib.util.spec_from_file_location("conftest_of_flows", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

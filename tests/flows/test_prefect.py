@@ -1,6 +1,7 @@
-"""The same path as a Prefect flow on a real embedded server: the same artifacts, states recorded."""
+"""The same path as a Prefect flow on a real embedded server, with two workers: the same artifacts, states recorded."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,7 @@ _prefect_environment(store)
 from flows.deployments import run_build
 from flows.place import Place
 place = Place(store, Record())
-run_build(tiny(Path({corpus!r})), place)
+run_build(tiny(Path({corpus!r}), workers=2), place)
 print([(report.step, report.state) for report in place.reports])
 print(place.flow, place.prefect_run_id)
 """
@@ -57,8 +58,41 @@ def test_flow_makes_the_same_artifacts_as_the_plain_path(
 def test_flow_run_and_a_task_for_every_shard_are_recorded_by_the_orchestrator(flow_store: tuple[Store, str]) -> None:
     with sqlite3.connect(flow_store[0].root / "prefect" / "prefect.db") as database:
         (state,) = database.execute("select state_type from flow_run").fetchone()
+        tagged = database.execute("select distinct tags from task_run where name like '%_shard-%'").fetchall()
         tasks = dict(database.execute("select substr(name, 1, 8), count(*) from task_run group by 1").fetchall())
     assert state == "COMPLETED"
     assert tasks["tokenize"] == 1
     assert tasks["harvest_"] == tasks["describe"] >= 4
+    assert tagged == [('["gpu"]',)]
     assert "build-catalog" in flow_store[1]
+
+
+FAILS = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from tiny_builds import tiny
+from pathlib import Path
+from flows.cli.build import build_run
+from flows.cli.common import run_app
+from flows.errors import FlowError
+run_app(lambda: build_run(tiny(Path({corpus!r}), workers=2), Path({store!r}), local=False), (FlowError,))
+"""
+
+
+@pytest.mark.slow
+def test_error_of_a_shard_reaches_people_through_a_worker_and_the_orchestrator_as_one_message(
+    built: tuple[RunConfig, Place], corpus: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(built[1].store.root, tmp_path / "store"))
+    shutil.rmtree(store / "artifacts" / "features")
+    damaged = sorted(store.glob("artifacts/activations/*/shard-*"))[-1]
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    folder = Path(__file__).parent
+    script = FAILS.format(tests=str(folder), root=str(folder.parents[1]), corpus=str(corpus), store=str(store))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=280, env=environment, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{damaged} is damaged") and len(done.stderr.splitlines()) == 1, done.stderr
