@@ -38,6 +38,9 @@ MATCH = Table(
         Column("act_correlation", F32, "correlation, -1 to 1", "of activations on a shared token sample"),
         Column("top_jaccard", F32, SHARE, "overlap of their top examples"),
         Column("runner_up_cosine", F32, COSINE, "decoder cosine of the second-best candidate"),
+        Column("margin", F32, "of the similarity", "similarity of this pair minus that of the best rival of either"),
+        word("similarity", "what they were matched by; activations where the widths differ",
+             ("decoder_cosine", "act_correlation")),
         Column("mutual_best", BOOL, YES, "each is the other's best"),
         Column("assigned", BOOL, YES, "paired by the linear assignment"),
         word("verdict", "what became of the feature", ("same", "split", "merged", "gone", "new")),
@@ -73,6 +76,7 @@ EXPLANATION = Table(
         Column("tokens_in", I32, TOKENS, "tokens sent"),
         Column("tokens_out", I32, TOKENS, "tokens received"),
         Column("cost_usd", F64, "US dollars", "what it cost"),
+        Column("evidence", STR, JSON, "what speaks for it; of a heuristic its pattern, which can be run, and its rates"),
         FINGERPRINT,
     ),
 )  # fmt: skip
