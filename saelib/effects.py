@@ -46,7 +46,8 @@ class EffectsConfig(Frozen):
 
 
 class LossEffects(NamedTuple):
-    """Nats a prediction, by feature. `ablated` is NaN outside the sample of features."""
+    """Nats a prediction, by feature. `ablated` is NaN outside the sample of features; of a model that predicts no next
+    token both are NaN everywhere."""
 
     linear: np.ndarray
     linear_tokens: int
@@ -64,7 +65,10 @@ def loss_effects(
     config: EffectsConfig,
     tick: Callable[[int], None] = lambda _: None,
 ) -> LossEffects:
-    """Both figures on the first sequences of `shards`."""
+    """Both figures on the first sequences of `shards`; nothing of either where no next token is predicted."""
+    none = np.full(sae.n_features, np.nan)
+    if not lm.predicts_next_token:
+        return LossEffects(none, 0, none, 0, None)
     total, predictions = np.zeros(sae.n_features), 0
     for _, batch in chosen_batches(lm, shards, config.tokens):
         total += _linear(lm, sae, batch, max_norm)
@@ -74,7 +78,7 @@ def loss_effects(
     firing = np.flatnonzero(total)
     sample = np.sort(firing[np.argsort(mix(config.seed, firing), kind="stable")[: config.ablated_features]])
     ablated, n_ablation = _ablated(lm, sae, chosen_batches(lm, shards, config.ablation_tokens), sample, max_norm)
-    true = np.full(sae.n_features, np.nan)
+    true = none.copy()
     true[sample] = ablated
     correlation = float(spearmanr(linear[sample], ablated).statistic) if sample.size >= 3 else None
     if correlation is not None and np.isnan(correlation):
@@ -83,7 +87,6 @@ def loss_effects(
 
 
 def _forward(lm: LanguageModel, batch: Batch) -> Tensor:
-    lm.check_predicts("effect on the loss")
     logits: Tensor = lm.forward(batch.input_ids.to(lm.device), batch.attention_mask.to(lm.device)).logits
     return next_token_loss(logits, batch)
 

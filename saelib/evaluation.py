@@ -31,6 +31,7 @@ __all__ = [
     "batch_sequences",
     "by_site",
     "chosen_batches",
+    "documents_of",
     "evaluate",
     "kept_positions",
     "looking",
@@ -44,6 +45,7 @@ Limits = float | None | Mapping[Site, float | None]
 """Norm above which a position is an attention sink: one for every site, or one a site. None: no position is."""
 
 Patch = Callable[[Tensor], Tensor]
+_RUNS = ("clean", "spliced", "mean", "zero")
 
 
 class EvaluationConfig(Frozen):
@@ -83,21 +85,22 @@ class _Sums:
     """Sums a document, in float64."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.by_document: dict[int, dict[str, float]] = {}
-        self.names = names
+        self.names = list(names)
+        self.by_document: dict[int, np.ndarray] = {}
 
-    def add(self, document: int, **values: float) -> None:
-        """Add to the sums of one document."""
-        sums = self.by_document.setdefault(document, dict.fromkeys(self.names, 0.0))
+    def add(self, documents: np.ndarray, **values: np.ndarray) -> None:
+        """Add `values` [n] to the sums of the documents [n] that they belong to."""
+        keys, place = np.unique(documents, return_inverse=True)
+        rows = np.zeros((keys.size, len(self.names)))
         for name, value in values.items():
-            sums[name] += value
+            rows[:, self.names.index(name)] = np.bincount(place, value, keys.size)
+        for key, row in zip(keys.tolist(), rows, strict=True):
+            self.by_document[key] = self.by_document.get(key, 0.0) + row
 
     def column(self, name: str) -> np.ndarray:
         """One sum of every document, in order."""
-        return np.array([self.by_document[key][name] for key in sorted(self.by_document)], dtype=np.float64)
-
-
-_RUNS = ("clean", "spliced", "mean", "zero")
+        index = self.names.index(name)
+        return np.array([self.by_document[key][index] for key in sorted(self.by_document)], dtype=np.float64)
 
 
 def evaluate(
@@ -111,7 +114,7 @@ def evaluate(
     """FVU, L0, dead share, cross-entropies, loss recovered, ΔCE and KL on held-out token shards.
 
     `max_norm` is the sink threshold of the harvest. FVU is over the written sites side by side, as they are; both
-    ablations replace all of them.
+    ablations replace all of them. Of a model that predicts no next token (an encoder) there is no metric of the loss.
     """
     batches = chosen_batches(lm, shards, config.max_tokens)
     mean = _mean(lm, sae.ends, batches, max_norm)
@@ -119,25 +122,27 @@ def evaluate(
     fires = np.zeros(sae.n_features, dtype=np.int64)
     for shard, batch in batches:
         made = _runs(lm, sae, batch, mean, max_norm)
-        error = (made.y - made.y_hat).double().square().sum(dim=1)
-        total = (made.y - mean).double().square().sum(dim=1)
-        fires += torch.bincount(made.firings.feature, minlength=sae.n_features).cpu().numpy()
-        counts = made.firings.row_starts.diff()
-        sequence_of_row = made.keep.nonzero()[:, 0]
-        for index, sequence in enumerate(batch.sequences):
-            mine = sequence_of_row == index
-            sums.add(
-                int(shard.document_id[sequence]),
-                error=error[mine].sum().item(),
-                total=total[mine].sum().item(),
-                tokens=float(mine.sum()),
-                fires=float(counts[mine].sum()),
-                predictions=float(batch.attention_mask[index, 1:].sum()),
-                kl=made.kl[index].double().sum().item(),
-                **{run: made.losses[run][index].double().sum().item() for run in _RUNS},
-            )
+        documents = documents_of(shard, batch)
+        fires += np.bincount(made.firings.feature.cpu().numpy(), minlength=sae.n_features)
+        sums.add(
+            documents[made.keep.cpu().numpy()],
+            error=(made.y - made.y_hat).double().square().sum(dim=1).cpu().numpy(),
+            total=(made.y - mean).double().square().sum(dim=1).cpu().numpy(),
+            tokens=np.ones(made.y.shape[0]),
+            fires=made.firings.row_starts.diff().cpu().numpy(),
+        )
+        there = batch.attention_mask[:, 1:].numpy() == 1
+        losses = {name: loss.double().cpu().numpy()[there] for name, loss in made.losses.items()}
+        sums.add(documents[:, 1:][there], predictions=np.ones(there.sum()), **losses)
         tick(int(made.keep.sum()))
-    return _evaluation(sums, fires)
+    return _evaluation(sums, fires, lm.predicts_next_token)
+
+
+def documents_of(shard: TokenShard, batch: Batch) -> np.ndarray:
+    """[batch, position] the document of each token; meaningless at padding."""
+    place = shard.sequence_starts[batch.sequences][:, None] + np.arange(batch.input_ids.shape[1])
+    documents: np.ndarray = shard.token_document[np.minimum(place, shard.token_ids.size - 1)]
+    return documents
 
 
 def chosen_batches(lm: LanguageModel, shards: Sequence[TokenShard], max_tokens: int) -> list[tuple[TokenShard, Batch]]:
@@ -152,7 +157,7 @@ def chosen_batches(lm: LanguageModel, shards: Sequence[TokenShard], max_tokens: 
         part = shard.take(np.flatnonzero(within[start : start + shard.n_sequences]))
         start += shard.n_sequences
         if part.n_sequences:
-            size = batch_sequences(lm, int(part.lengths.max()))
+            size = batch_sequences(lm, int(part.lengths.max())) * int(part.lengths.max())
             chosen += [(part, batch) for batch in batches_of(part, size, pad_id(lm))]
     return chosen
 
@@ -210,34 +215,43 @@ def _mean(lm: LanguageModel, ends: Ends, batches: list[tuple[TokenShard, Batch]]
 
 
 class _Runs(NamedTuple):
-    """One batch: what is written and its reconstruction at the kept positions, the losses of the four runs, and
-    KL(clean‖spliced) a prediction."""
+    """One batch: what is written and its reconstruction at the kept positions; a prediction's loss in each of the four
+    runs and its KL(clean‖spliced), of a model that predicts a next token."""
 
     keep: Tensor
     y: Tensor
     y_hat: Tensor
     firings: Firings
     losses: dict[str, Tensor]
-    kl: Tensor
 
 
 def _runs(lm: LanguageModel, sae: SAE, batch: Batch, mean: Tensor, max_norm: Limits) -> _Runs:
-    with looking(lm, sites_of(sae.ends)) as seen:
-        clean = _logits(lm, batch)
+    sites, logits = sites_of(sae.ends), None
+    if lm.predicts_next_token:
+        with looking(lm, sites) as seen:
+            logits = _logits(lm, batch)
+    else:
+        seen = read_sites(lm, batch.input_ids.to(lm.device), batch.attention_mask.to(lm.device), sites)
     keep = kept_positions(lm, batch, seen, max_norm)
     x, y = rows_at(seen, sae.ends.read, keep), rows_at(seen, sae.ends.write, keep)
     firings = sae.fire(x)
     y_hat = sae.rebuild(x, firings)
-    losses, kl = {"clean": next_token_loss(clean, batch)}, torch.zeros(())
-    log_p = clean[:, :-1].float().log_softmax(-1)
+    if logits is None:
+        return _Runs(keep, y, y_hat, firings, {})
+    losses = {"clean": next_token_loss(logits, batch)}
     for run, new in (("spliced", y_hat), ("mean", mean.expand_as(y)), ("zero", torch.zeros_like(y))):
         with patch_sites(lm, _replacing(by_site(new, sae.ends.write, seen), keep)):
-            logits = _logits(lm, batch)
-        losses[run] = next_token_loss(logits, batch)
+            other = _logits(lm, batch)
+        losses[run] = next_token_loss(other, batch)
         if run == "spliced":
-            other = logits[:, :-1].float().log_softmax(-1)
-            kl = (log_p.exp() * (log_p - other)).sum(-1) * batch.attention_mask[:, 1:].to(log_p.device)
-    return _Runs(keep, y, y_hat, firings, losses, kl)
+            losses["kl"] = _divergence(logits, other)
+    return _Runs(keep, y, y_hat, firings, losses)
+
+
+def _divergence(clean: Tensor, other: Tensor) -> Float[Tensor, "batch position_minus_1"]:
+    """KL(clean‖other) of each prediction."""
+    log_p, log_q = (logits[:, :-1].float().log_softmax(-1) for logits in (clean, other))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _replacing(rows: Mapping[Site, Tensor], keep: Tensor) -> dict[Site, Patch]:
@@ -255,31 +269,31 @@ def _replacing(rows: Mapping[Site, Tensor], keep: Tensor) -> dict[Site, Patch]:
 
 
 def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
-    lm.check_predicts("next-token loss")
     with torch.no_grad():
         logits: Tensor = lm.forward(batch.input_ids.to(lm.device), batch.attention_mask.to(lm.device)).logits
     return logits
 
 
-def _evaluation(sums: _Sums, fires: np.ndarray) -> Evaluation:
-    tokens, predictions = sums.column("tokens"), sums.column("predictions")
-    n_tokens, n_predictions = int(tokens.sum()), int(predictions.sum())
-    error, total = sums.column("error"), sums.column("total")
-    loss = {run: sums.column(run) for run in _RUNS}
+def _evaluation(sums: _Sums, fires: np.ndarray, predicts: bool) -> Evaluation:
+    tokens, error, total = sums.column("tokens"), sums.column("error"), sums.column("total")
+    n_tokens, dead = int(tokens.sum()), float((fires == 0).mean())
     metrics = {
         "fvu": ratio_interval(error, total, n_tokens),
         "explained_variance": ratio_interval(total - error, total, n_tokens),
         "l0": mean_interval(sums.column("fires"), tokens),
-        "kl": mean_interval(sums.column("kl"), predictions),
-        "delta_ce": mean_interval(loss["spliced"] - loss["clean"], predictions),
+        "dead_share": Interval(dead, dead, dead, n_tokens),
     }
-    for run in _RUNS:
-        metrics[f"ce_{run}"] = mean_interval(loss[run], predictions)
+    return Evaluation(metrics | (_loss_metrics(sums) if predicts else {}), fires, n_tokens)
+
+
+def _loss_metrics(sums: _Sums) -> dict[str, Interval]:
+    predictions, loss = sums.column("predictions"), {run: sums.column(run) for run in _RUNS}
+    metrics = {f"ce_{run}": mean_interval(loss[run], predictions) for run in _RUNS}
+    metrics["kl"] = mean_interval(sums.column("kl"), predictions)
+    metrics["delta_ce"] = mean_interval(loss["spliced"] - loss["clean"], predictions)
+    ce = {run: float(loss[run].sum() / predictions.sum()) for run in _RUNS}
     for run in ("mean", "zero"):
-        recovered = ratio_interval(loss[run] - loss["spliced"], loss[run] - loss["clean"], n_predictions)
-        ce = {name: float(loss[name].sum() / predictions.sum()) for name in _RUNS}
+        recovered = ratio_interval(loss[run] - loss["spliced"], loss[run] - loss["clean"], int(predictions.sum()))
         value = loss_recovered(ce["clean"], ce["spliced"], ce[run])
         metrics[f"loss_recovered_{run}"] = recovered._replace(value=value)
-    dead = float((fires == 0).mean())
-    metrics["dead_share"] = Interval(dead, dead, dead, n_tokens)
-    return Evaluation(metrics, fires, n_tokens)
+    return metrics

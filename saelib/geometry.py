@@ -98,12 +98,15 @@ def _through_norm(lm: LanguageModel, directions: Float[Tensor, "n d"]) -> Float[
     return directions * gain
 
 
-def logit_effects(lm: LanguageModel, sae: SAE, n: int, widths: Sequence[int] | None = None) -> LogitEffects:
+def logit_effects(lm: LanguageModel, sae: SAE, n: int, widths: Sequence[int] | None = None) -> LogitEffects | None:
     """Direct logit effect of every feature: decoder row · final norm gain · unembedding, `n` tokens at either end.
 
+    None where the model predicts no next token: what an encoder's output layer says is of the token itself.
     Of an SAE that writes several sites it is that of the last one, from where the way to the logits is the shortest.
     `widths` are those of the written sites; without them they share d_out equally.
     """
+    if not lm.predicts_next_token:
+        return None
     unembedding = lm.unembedding.float()
     parts: list[LogitEffects] = []
     last = widths[-1] if widths else sae.d_out // len(sae.ends.write)

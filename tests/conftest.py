@@ -12,7 +12,7 @@ import torch
 from jaxtyping import install_import_hook
 
 REPOSITORY = Path(__file__).parent.parent
-COMPILED = {"saelib.kernels"}
+COMPILED = {"saelib.kernels", "saelib.summaries.kernels"}
 """Loops that numba compiles: it takes plain functions only."""
 
 modules = {".".join(file.relative_to(REPOSITORY).with_suffix("").parts) for file in REPOSITORY.glob("saelib/**/*.py")}

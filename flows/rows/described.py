@@ -8,7 +8,7 @@ import pyarrow as pa
 from saelib.effects import LossEffects
 from saelib.geometry import LogitEffects, Nearest
 from saelib.sae import SAE
-from saelib.summaries.examples import Examples
+from saelib.summaries.examples import Silences
 from saelib.summaries.moments import Core
 from saelib.summaries.sample import Pairs, Sample
 from saelib.summaries.tokens import TokenCounts
@@ -22,10 +22,11 @@ class Described(NamedTuple):
     sae: SAE
     core: Core
     tokens: TokenCounts
-    examples: Examples
     sample: Sample
+    silences: Silences
     nearest: Nearest
-    logits: LogitEffects
+    logits: LogitEffects | None
+    """None of a model that predicts no next token."""
     coactivation: Pairs
     correlation: Pairs
     effects: LossEffects

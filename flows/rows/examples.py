@@ -1,6 +1,6 @@
 """Rows of `example`: windows of text around a firing, or around a place where the feature is silent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -8,39 +8,46 @@ import pyarrow.compute as pc
 
 from flows.rows.described import Described, same
 from saelib.rng import uniform
-from saelib.summaries.examples import BUCKETS
-from saelib.summaries.rows import WINDOW
+from saelib.summaries.examples import BUCKETS, Examples
+from saelib.summaries.rows import WINDOW, stretches
 from saelib.text import TokenShard
 
-__all__ = ["examples"]
+__all__ = ["Text", "examples"]
 
 
-class _Text:
+class Text:
     """Tokens of any sequence of the corpus by its id."""
 
-    def __init__(self, shards: Sequence[TokenShard]) -> None:
+    def __init__(self, shards: Iterable[TokenShard]) -> None:
+        shards = list(shards)
         self.token_ids = np.concatenate([shard.token_ids for shard in shards])
+        self.documents = np.concatenate([shard.token_document for shard in shards])
         bases = np.cumsum([0, *(shard.token_ids.size for shard in shards)])[:-1]
         ids = np.concatenate([shard.sequence_id for shard in shards])
         starts = np.concatenate([shard.sequence_starts[:-1] + base for shard, base in zip(shards, bases, strict=True)])
-        lengths = np.concatenate([shard.lengths for shard in shards])
+        self.edges = np.append(starts, self.token_ids.size)
         order = np.argsort(ids)
-        self.ids, self.starts, self.lengths = ids[order], starts[order], lengths[order]
+        self.ids, self.starts = ids[order], starts[order]
 
-    def place(self, sequence_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Start among `token_ids`, and length."""
-        at = np.searchsorted(self.ids, sequence_id)
-        return self.starts[at], self.lengths[at]
+    def place(self, sequence_id: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the sequence starts among `token_ids`; the first and one past the last position of the document."""
+        start = self.starts[np.searchsorted(self.ids, sequence_id)]
+        first, stop = stretches(self.documents, self.edges, start + position)
+        return start, first - start, stop - start
 
 
-def examples(
-    found: Described, shards: Sequence[TokenShard], document_keys: np.ndarray, held_out_share: float
+def examples(  # noqa: PLR0913  what the rows are made from, and where they stand in the table
+    found: Described,
+    chosen: Examples,
+    text: Text,
+    document_keys: np.ndarray,
+    held_out_share: float,
+    first_id: int,
 ) -> pa.Table:
     """`example`. `document_keys` are 64 bits of each document's content, which decide what is held out."""
-    chosen, text = found.examples, _Text(shards)
-    start, length = text.place(chosen.sequence_id)
-    low = np.maximum(chosen.position - WINDOW, 0)
-    high = np.minimum(chosen.position + WINDOW + 1, length)
+    start, first, stop = text.place(chosen.sequence_id, chosen.position)
+    low = np.maximum(chosen.position - WINDOW, first)
+    high = np.minimum(chosen.position + WINDOW + 1, stop)
     row, offset = np.nonzero(chosen.window)
     counts = np.bincount(row, minlength=chosen.feature.size)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
@@ -49,7 +56,7 @@ def examples(
     words = found.words
     at = text.token_ids[start + chosen.position]
     columns = found.keys(chosen.feature) | {
-        "example_id": np.arange(chosen.feature.size),
+        "example_id": first_id + np.arange(chosen.feature.size),
         "dataset_id": same(found.dataset_id, chosen.feature.size),
         "sequence_id": chosen.sequence_id,
         "bucket": pa.array(np.array(BUCKETS, dtype=object)[chosen.bucket], pa.string()),
@@ -71,7 +78,7 @@ def examples(
     return pa.table(columns).sort_by(order)
 
 
-def _joined(text: _Text, words: np.ndarray, start: np.ndarray, length: np.ndarray) -> pa.Array:
+def _joined(text: Text, words: np.ndarray, start: np.ndarray, length: np.ndarray) -> pa.Array:
     """The text of `length` tokens from each start."""
     offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], length)

@@ -84,15 +84,18 @@ def features(found: Described, config: DescribeConfig) -> pa.Table:
         "run_length_mean": or_null(core.n_fires / np.maximum(core.n_runs, 1), fired),
         "reconstructive": or_null(core.gain_sum / max(core.total_variance, 1e-300)),
         "delta_ce_linear": or_null(found.effects.linear),
-        "delta_ce_linear_tokens": np.full(found.n_features, found.effects.linear_tokens),
+        "delta_ce_linear_tokens": _tokens_behind(found.effects.linear, found.effects.linear_tokens),
         "delta_ce": or_null(found.effects.ablated),
-        "delta_ce_tokens": pa.array(
-            np.full(found.n_features, found.effects.ablation_tokens), mask=~np.isfinite(found.effects.ablated)
-        ),
+        "delta_ce_tokens": _tokens_behind(found.effects.ablated, found.effects.ablation_tokens),
         "nearest_feature": found.nearest.other[:, 0].astype(np.int32),
         "nearest_cosine": found.nearest.cosine[:, 0].astype(np.float32),
     }
     return pa.table(columns | _top_token(found) | _weights(found) | _logit_columns(found))
+
+
+def _tokens_behind(values: np.ndarray, n: int) -> pa.Array:
+    """Null where there is no value."""
+    return pa.array(np.full(values.size, n, dtype=np.int64), mask=~np.isfinite(values))
 
 
 def _top_token(found: Described) -> dict[str, pa.Array]:
@@ -118,6 +121,11 @@ def _weights(found: Described) -> dict[str, pa.Array]:
 
 def _logit_columns(found: Described) -> dict[str, pa.Array]:
     logits = found.logits
+    if logits is None:
+        kinds = {"logit_skew": pa.float32(), "logit_kurtosis": pa.float32(), "top_tokens": pa.list_(pa.string()),
+                 "top_logits": pa.list_(pa.float32()), "bottom_tokens": pa.list_(pa.string()),
+                 "bottom_logits": pa.list_(pa.float32())}  # fmt: skip
+        return {name: pa.nulls(found.n_features, kind) for name, kind in kinds.items()}
     return {
         "logit_skew": or_null(logits.skew),
         "logit_kurtosis": or_null(logits.kurtosis),
@@ -149,8 +157,9 @@ def histograms(found: Described) -> pa.Table:
             edges[kind].append(some)
             sums[kind].append(np.bincount(where, weights=counts[feature, there], minlength=n).astype(np.int64))
     parts = [_histogram(found, fired, kind, edges[kind], sums[kind]) for kind in ("act", "log_act")]
-    everyone = np.arange(found.n_features)
-    parts.append(_histogram(found, everyone, "logit", list(found.logits.edges), list(found.logits.counts)))
+    if found.logits is not None:
+        everyone = np.arange(found.n_features)
+        parts.append(_histogram(found, everyone, "logit", list(found.logits.edges), list(found.logits.counts)))
     return pa.concat_tables(parts).sort_by([("feature", "ascending"), ("kind", "ascending")])
 
 

@@ -10,16 +10,18 @@ __all__ = ["activations", "feature_logits", "feature_tokens", "neighbors"]
 
 
 def feature_logits(found: Described) -> pa.Table:
-    """`feature_logit`: both ends of the direct logit effect."""
-    n, width = found.logits.top.shape
+    """`feature_logit`: both ends of the direct logit effect; no row where no next token is predicted."""
+    logits, n = found.logits, found.n_features
+    ends = (logits.top, logits.bottom, logits.top_logit, logits.bottom_logit) if logits else [np.zeros((n, 0), int)] * 4
+    width = ends[0].shape[1]
     feature = np.repeat(np.arange(n), 2 * width)
-    ids = np.concatenate([found.logits.top, found.logits.bottom], axis=1).ravel()
+    ids, effect = (np.concatenate(pair, axis=1).ravel() for pair in (ends[:2], ends[2:]))
     columns = found.keys(feature) | {
         "sign": np.tile(np.repeat(np.array([1, -1], dtype=np.int8), width), n),
         "rank": np.tile(np.arange(width, dtype=np.int32), 2 * n),
         "token_id": ids.astype(np.int32),
         "token": pa.array(found.words[ids], pa.string()),
-        "logit": np.concatenate([found.logits.top_logit, found.logits.bottom_logit], axis=1).ravel().astype(np.float32),
+        "logit": effect.astype(np.float32),
     }
     return pa.table(columns)
 

@@ -4,7 +4,10 @@ from flows.artifact import Artifact, Draft, Work
 from flows.config import RunConfig
 from flows.imports import Imported, imported
 from flows.place import Place, StepReport
+from flows.steps.loading import language_model, site_widths
+from flows.steps.widths import check_widths
 from saelib import interop
+from saelib.evaluation import sites_of
 
 __all__ = ["adopt", "adopt_work"]
 
@@ -26,16 +29,18 @@ def adopt_work(one: Imported) -> Work:
 
 def adopt(config: RunConfig, place: Place) -> list[Artifact]:
     """Every SAE that the run imports, in its order; it is never rescaled, and f keeps the unit of its tool."""
-    return [_adopted(one, place) for one in imported(config.imports)]
+    return [_adopted(config, one, place) for one in imported(config.imports)]
 
 
-def _adopted(one: Imported, place: Place) -> Artifact:
+def _adopted(config: RunConfig, one: Imported, place: Place) -> Artifact:
     def fill(draft: Draft, report: StepReport) -> None:  # noqa: ARG001
-        sae = interop.read(one.found.weights, one.given.ends)
+        sae, lm = interop.read(one.found.weights, one.given.ends), language_model(config.lm)
+        sites = sites_of(sae.ends)
+        check_widths(sae, dict(zip(map(str, sites), site_widths(lm, sites), strict=True)), lm.name)
         sae.save(draft.directory)
         draft.facts |= {
             "name": one.name,
-            "sites": [str(site) for site in dict.fromkeys((*sae.ends.read, *sae.ends.write))],
+            "sites": [str(site) for site in sites],
             "activation_scale": None,
             "threshold": None,
             "plan": {},

@@ -11,11 +11,11 @@ from flows.steps.loading import (
     load_activations,
     load_sae,
     places_of,
-    shard_name,
     sink_limits,
     token_shards,
     use_threads,
 )
+from flows.steps.widths import check_widths
 from saelib.evaluation import evaluate as evaluate_sae
 from saelib.metrics import Interval
 from saelib.sae import SAE
@@ -43,6 +43,9 @@ def evaluate(config: RunConfig, sae: Artifact, tokens: Artifact, activations: Ar
         shards = token_shards(tokens, held_out=True)
         lm = language_model(config.lm)
         model = load_sae(sae, config.lm.resolved_device())
+        check_widths(model, dict(zip(activations.facts["sites"], activations.facts["widths"], strict=True)), lm.name)
+        if not lm.predicts_next_token:
+            place.watch.say(f"evaluate: {lm.name!r} predicts no next token: no cross-entropy, KL or loss recovered")
         limits = sink_limits(model, activations)
         with place.watch.bar("evaluate", min(config.evaluation.max_tokens, tokens.facts["n_tokens"]), "tokens") as tick:
             made = evaluate_sae(lm, model, shards, limits, config.evaluation, tick)
@@ -64,7 +67,7 @@ def _dead_share(sae: SAE, activations: Artifact) -> Interval:
     read, _ = places_of(sae.ends, activations)
     for index, flag in zip(activations.facts["shards"], activations.facts["held_out"], strict=True):
         if flag:
-            rows = torch.cat(load_activations(activations.file(shard_name(index)), read).sites, dim=1).float()
+            rows = torch.cat(load_activations(activations, index, read).sites, dim=1).float()
             fires += np.bincount(sae.fire(rows.to(sae.W_enc.device)).feature.cpu().numpy(), minlength=sae.n_features)
             n_tokens += rows.shape[0]
     dead = float((fires == 0).mean())

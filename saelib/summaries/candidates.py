@@ -3,14 +3,26 @@
 Both choices are by value and hash alone, so any partition of the documents leads to the same candidates.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from saelib.summaries.moments import BINS, BINS_PER_OCTAVE, bin_of
+from saelib.summaries.kernels import smallest_hashes, strongest, windows
+from saelib.summaries.moments import BINS_PER_OCTAVE, bin_of
 from saelib.summaries.rows import WINDOW, ShardFirings
 
-__all__ = ["N_PER_RANGE", "N_TOP", "OFFSETS", "RANGE_BINS", "Candidates", "lowest_hashes", "rank_in_group"]
+__all__ = [
+    "N_PER_RANGE",
+    "N_SAMPLED",
+    "N_TOP",
+    "OFFSETS",
+    "RANGE_BINS",
+    "Candidates",
+    "first_of_each",
+    "lowest_hashes",
+    "rank_in_group",
+]
 
 N_TOP = 32
 """Strongest firings kept of each feature, one a sequence and one a context: more than are shown, since some repeat."""
@@ -21,11 +33,17 @@ RANGE_BINS = BINS_PER_OCTAVE // 6
 N_PER_RANGE = 8
 """Firings kept of each range, those with the smallest hash: five to show, and what other buckets show already."""
 
+N_SAMPLED = 96
+"""Firings kept of all ranges of a feature together, those with the smallest hash: about 19 a quantile bucket."""
+
 OFFSETS = np.arange(-WINDOW, WINDOW + 1)
 
 
 class Candidates(NamedTuple):
-    """Firings with the feature's activations in the window around them. One entry a candidate."""
+    """Firings with the feature's activations in the window around them. One entry a candidate, by feature.
+
+    Of each feature first those among the strongest, strongest first, then the sample, by hash.
+    """
 
     feature: np.ndarray
     value: np.ndarray
@@ -42,98 +60,92 @@ class Candidates(NamedTuple):
     @classmethod
     def of(cls, firings: ShardFirings) -> "Candidates":
         """One shard's."""
-        feature = firings.feature()
-        rows = firings.rows
-        row_hash = rows.hash[firings.row]
-        top = _top(firings, feature)
-        sampled = _sampled(feature, firings.value, row_hash)
-        chosen = np.concatenate([top, sampled])
+        rows, starts = firings.rows, firings.starts
+        key = rows.hash[firings.row]
+        top = np.empty((firings.n_features, N_TOP), dtype=np.int64)
+        group = rows.sequence[firings.row]
+        n_top = strongest(starts, firings.value, key, rows.context[firings.row], group, top)
+        sampled = np.empty((firings.n_features, N_SAMPLED), dtype=np.int64)
+        n_sampled = smallest_hashes(starts, key, _range_of(firings.value), N_PER_RANGE, sampled)
+        feature, is_top, chosen = _side_by_side((top, n_top), (sampled, n_sampled))
+        window = np.zeros((chosen.size, OFFSETS.size), dtype=np.float32)
+        stretch = _numbered(rows.sequence, rows.document_id)
+        windows(starts, firings.value, firings.row, stretch, rows.position, feature, chosen, window)
         row = firings.row[chosen]
         return cls(
-            feature=feature[chosen],
+            feature=feature,
             value=firings.value[chosen],
-            hash=row_hash[chosen],
+            hash=key[chosen],
             context=rows.context[row],
             sequence_id=rows.sequence_id[row],
             document_id=rows.document_id[row],
             position=rows.position[row],
-            is_top=np.arange(chosen.size) < top.size,
-            window=_windows(firings, feature, chosen),
+            is_top=is_top,
+            window=window,
         )
 
+    @classmethod
+    def merged(cls, parts: Sequence["Candidates"], features: range) -> "Candidates":
+        """All together, cut down again. All are of `features`."""
+        every = cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        order = np.argsort(every.feature, kind="stable")
+        tops, others = order[every.is_top[order]], order[~every.is_top[order]]
+        of_top, of_others = every.take(tops), every.take(others)
+        top, sampled = (np.empty((len(features), n), dtype=np.int64) for n in (N_TOP, N_SAMPLED))
+        starts, group = _starts(of_top.feature, features), np.arange(tops.size)
+        n_top = strongest(starts, of_top.value, of_top.hash, of_top.context, group, top)
+        starts, band = _starts(of_others.feature, features), _range_of(of_others.value)
+        n_sampled = smallest_hashes(starts, of_others.hash, band, N_PER_RANGE, sampled)
+        _, is_top, chosen = _side_by_side((top, n_top), (sampled, n_sampled))
+        chosen[is_top], chosen[~is_top] = tops[chosen[is_top]], others[chosen[~is_top]]
+        return every.take(chosen)
+
     def merge(self, other: "Candidates") -> "Candidates":
-        """Both together, cut down again."""
-        both = Candidates(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
-        top, sampled = both.take(both.is_top), both.take(~both.is_top)
-        top = top.take(_best(top.feature, top.value, top.hash, top.context))
-        sampled = sampled.take(_sampled(sampled.feature, sampled.value, sampled.hash))
-        return Candidates(*(np.concatenate(pair) for pair in zip(top, sampled, strict=True)))
+        """Both together."""
+        n_features = 1 + int(max(self.feature.max(initial=0), other.feature.max(initial=0)))
+        return Candidates.merged([self, other], range(n_features))
 
     def take(self, index: np.ndarray) -> "Candidates":
         """Some of them."""
         return Candidates(*(column[index] for column in self))
 
 
-def _top(firings: ShardFirings, feature: np.ndarray) -> np.ndarray:
-    """Indices of the strongest firings: the maximum of each sequence, then the best of each feature."""
-    sequence = firings.rows.sequence[firings.row]
-    if feature.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    new = np.ones(feature.size, dtype=bool)
-    new[1:] = (feature[1:] != feature[:-1]) | (sequence[1:] != sequence[:-1])
-    starts = np.flatnonzero(new)
-    group = np.cumsum(new) - 1
-    is_maximum = firings.value == np.maximum.reduceat(firings.value, starts)[group]
-    where = np.flatnonzero(is_maximum)
-    first = np.ones(where.size, dtype=bool)
-    first[1:] = group[where[1:]] != group[where[:-1]]
-    where = where[first]
-    strong = _strong_enough(feature[where], firings.value[where])
-    best = _best_at(firings, feature, where[strong])
-    found = np.bincount(feature[best], minlength=firings.n_features)
-    short = (found < N_TOP)[feature[where]] & ~strong
-    if not short.any():
-        return best
-    return _best_at(firings, feature, np.sort(np.concatenate([best, where[short]])))
+def _range_of(value: np.ndarray) -> np.ndarray:
+    return (bin_of(value) // RANGE_BINS).astype(np.int16)
 
 
-def _best_at(firings: ShardFirings, feature: np.ndarray, where: np.ndarray) -> np.ndarray:
-    rows = firings.row[where]
-    hashes, context = firings.rows.hash[rows], firings.rows.context[rows]
-    best: np.ndarray = where[_best(feature[where], firings.value[where], hashes, context)]
-    return best
+def _starts(feature: np.ndarray, features: range) -> np.ndarray:
+    """Where the entries of each of `features` start, and the end; `feature` increases."""
+    starts: np.ndarray = np.searchsorted(feature, np.arange(features.start, features.stop + 1))
+    return starts
 
 
-def _strong_enough(feature: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Leaves out what cannot be among the best, by histogram, so that little is left to sort.
-
-    Contexts that repeat are counted once only later, so several times as many are let through; a feature that is then
-    still short of candidates gets back what was left out.
-    """
-    n_features = int(feature.max()) + 1 if feature.size else 0
-    bins = bin_of(value)
-    counts = np.bincount(feature.astype(np.int64) * BINS + bins, minlength=n_features * BINS).reshape(n_features, BINS)
-    from_top = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
-    enough = from_top >= 4 * N_TOP
-    lowest = np.where(enough.any(axis=1), BINS - 1 - enough[:, ::-1].argmax(axis=1), 0)
-    keep: np.ndarray = bins >= lowest[feature]
-    return keep
+def _numbered(*columns: np.ndarray) -> np.ndarray:
+    """A number for each run of rows that are equal in all columns."""
+    new = np.zeros(columns[0].size, dtype=np.int32)
+    for column in columns:
+        new[1:] |= column[1:] != column[:-1]
+    number: np.ndarray = np.cumsum(new, dtype=np.int32)
+    return number
 
 
-def _best(feature: np.ndarray, value: np.ndarray, hashes: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """The N_TOP strongest of each feature; of equal contexts only the first."""
-    order = np.lexsort((hashes, -value, context, feature))
-    first = np.ones(order.size, dtype=bool)
-    first[1:] = (feature[order[1:]] != feature[order[:-1]]) | (context[order[1:]] != context[order[:-1]])
-    order = order[first]
-    order = order[np.lexsort((hashes[order], -value[order], feature[order]))]
-    return order[rank_in_group(feature[order]) < N_TOP]
+def _side_by_side(
+    left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two rectangles [n_features, n] with a length of each row → (feature, of the left one, entry), by feature."""
+    there = np.concatenate([np.arange(part.shape[1]) < count[:, None] for part, count in (left, right)], axis=1)
+    feature, place = np.nonzero(there)
+    entry = np.concatenate([left[0], right[0]], axis=1)[there]
+    return feature.astype(np.int32), place < left[0].shape[1], entry
 
 
-def _sampled(feature: np.ndarray, value: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """The N_PER_RANGE firings with the smallest hash in each (feature, range of strength)."""
-    group = feature.astype(np.int64) * (BINS // RANGE_BINS) + bin_of(value) // RANGE_BINS
-    return lowest_hashes(group, hashes, N_PER_RANGE)
+def first_of_each(feature: np.ndarray, context: np.ndarray) -> np.ndarray:
+    """Indices of the first entry with each pair, increasing."""
+    order = np.lexsort((context, feature))
+    new = np.ones(order.size, dtype=bool)
+    new[1:] = (feature[order[1:]] != feature[order[:-1]]) | (context[order[1:]] != context[order[:-1]])
+    first: np.ndarray = np.sort(order[new])
+    return first
 
 
 def lowest_hashes(group: np.ndarray, hashes: np.ndarray, n: int) -> np.ndarray:
@@ -158,19 +170,3 @@ def rank_in_group(group: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(new)
     rank: np.ndarray = np.arange(group.size) - np.repeat(starts, np.diff(np.append(starts, group.size)))
     return rank
-
-
-def _windows(firings: ShardFirings, feature: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The feature's activations around each chosen firing: its neighbours in the column that are near in the text."""
-    rows = firings.rows
-    window = np.zeros((chosen.size, OFFSETS.size), dtype=np.float32)
-    row = firings.row[chosen]
-    for step in OFFSETS:
-        other = np.clip(chosen + step, 0, feature.size - 1)
-        other_row = firings.row[other]
-        distance = rows.position[other_row] - rows.position[row]
-        near = (feature[other] == feature[chosen]) & (rows.sequence[other_row] == rows.sequence[row])
-        near &= (np.abs(distance) <= WINDOW) & (other == chosen + step)
-        which = np.flatnonzero(near)
-        window[which, distance[which] + WINDOW] = firings.value[other[which]]
-    return window

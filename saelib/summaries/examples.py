@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saelib.summaries.candidates import Candidates, rank_in_group
+from saelib.summaries.candidates import Candidates, first_of_each, rank_in_group
 from saelib.summaries.moments import Core, quantiles
 from saelib.summaries.sample import Sample
 
-__all__ = ["BUCKETS", "Examples", "choose_examples"]
+__all__ = ["BUCKETS", "Examples", "Silences", "choose_examples"]
 
 BUCKETS = ("top", "q1", "q2", "q3", "q4", "q5", "random", "near_miss", "negative")
 N_SHOWN = {"top": 20} | dict.fromkeys(BUCKETS[1:], 5)
@@ -33,11 +33,25 @@ class Examples(NamedTuple):
     window: np.ndarray
 
 
+class Silences(NamedTuple):
+    """Where each feature is silent: (feature, row of the sample) pairs, by feature."""
+
+    near_misses: tuple[np.ndarray, np.ndarray]
+    negatives: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def of(cls, sample: Sample, tokens: np.ndarray, nearest: np.ndarray) -> "Silences":
+        """`tokens` are the three top tokens of each feature, `nearest` its nearest feature."""
+        near_misses = sample.near_misses(tokens, nearest, N_SHOWN["near_miss"])
+        return cls(near_misses, sample.negatives(N_SHOWN["negative"], seed=11))
+
+
 def choose_examples(
-    candidates: Candidates, core: Core, sample: Sample, tokens: np.ndarray, nearest: np.ndarray
+    candidates: Candidates, core: Core, sample: Sample, silences: Silences, features: range
 ) -> Examples:
-    """All buckets. `tokens` are the three top tokens of each feature, `nearest` its nearest feature."""
-    edges = quantiles(core, np.linspace(0, 1, 6))
+    """All buckets of some features that follow one another; `candidates` are theirs."""
+    edges = np.zeros((features.stop, 6))
+    edges[features.start :] = quantiles(core, np.linspace(0, 1, 6), features)
     edges[:, 0] = 0
     top = candidates.take(candidates.is_top)
     top = top.take(np.lexsort((top.hash, -top.value, top.feature)))
@@ -58,19 +72,16 @@ def choose_examples(
     rest, index = rest.take(keep), index[keep]
     low, high = edges[rest.feature, index], edges[rest.feature, index + 1]
     parts.append(_part(rest, (index + 1).astype(np.int8), low, high))
-    parts.append(_silent(sample, sample.near_misses(tokens, nearest, N_SHOWN["near_miss"]), 7))
-    parts.append(_silent(sample, sample.negatives(N_SHOWN["negative"], seed=11), 8))
+    parts += [_silent(sample, pairs, features, bucket) for pairs, bucket in zip(silences, (7, 8), strict=True)]
     return _ranked(parts)
 
 
 def _without(candidates: Candidates, used: Candidates) -> Candidates:
     """Sampled firings by hash, of each context one, and none whose context is in `used`."""
     ordered = candidates.take(np.lexsort((candidates.hash, candidates.feature)))
-    feature = np.concatenate([used.feature, ordered.feature]).astype(np.uint64)
-    context = np.concatenate([used.context, ordered.context])
-    _, first = np.unique(np.stack([feature, context]), axis=1, return_index=True)
-    fresh = np.sort(first[first >= used.feature.size] - used.feature.size)
-    return ordered.take(fresh)
+    feature = np.concatenate([used.feature, ordered.feature])
+    first = first_of_each(feature, np.concatenate([used.context, ordered.context]))
+    return ordered.take(first[first >= used.feature.size] - used.feature.size)
 
 
 def _part(some: Candidates, bucket: np.ndarray, low: np.ndarray, high: np.ndarray) -> Examples:
@@ -79,8 +90,9 @@ def _part(some: Candidates, bucket: np.ndarray, low: np.ndarray, high: np.ndarra
     return Examples(some.feature, bucket, low, high, rank, *where, some.value, some.window)
 
 
-def _silent(sample: Sample, pairs: tuple[np.ndarray, np.ndarray], bucket: int) -> Examples:
-    feature, row = pairs
+def _silent(sample: Sample, pairs: tuple[np.ndarray, np.ndarray], features: range, bucket: int) -> Examples:
+    mine = slice(*np.searchsorted(pairs[0], (features.start, features.stop)))
+    feature, row = pairs[0][mine], pairs[1][mine]
     zero = np.zeros(feature.size)
     where = (sample.sequence_id[row], sample.document_id[row], sample.position[row])
     window = sample.windows(feature, row)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from saelib.summaries.kernels import count_places, moments
 from saelib.summaries.rows import ShardFirings
 
 __all__ = ["BINS", "BINS_PER_OCTAVE", "Core", "bin_centre", "bin_edge", "bin_of", "quantiles"]
@@ -14,11 +15,21 @@ BINS = BINS_PER_OCTAVE * (_HIGH_OCTAVE - _LOW_OCTAVE)
 """Log-spaced bins of ratio 2^(1/18) = 1.039 from 2^-20 to 2^20: a bin's centre is within 2 % of what lies in it."""
 
 
+_PIECE = 1 << 16
+"""Values at a time: temporaries stay in the cache."""
+
+_FEATURES = 8192
+"""Features at a time, where a step needs several times the histogram."""
+
+
 def bin_of(value: np.ndarray) -> np.ndarray:
-    """Bin of each activation > 0; what is out of range goes to the end bins."""
-    position = np.floor((np.log2(value.astype(np.float64)) - _LOW_OCTAVE) * BINS_PER_OCTAVE)
-    index: np.ndarray = np.clip(position, 0, BINS - 1).astype(np.int32)
-    return index
+    """Bin of each activation > 0, as int16; what is out of range goes to the end bins."""
+    found = np.empty(value.size, dtype=np.int16)
+    for start in range(0, value.size, _PIECE):
+        position = np.log2(value[start : start + _PIECE].astype(np.float64))
+        position = np.floor((position - _LOW_OCTAVE) * BINS_PER_OCTAVE)
+        found[start : start + _PIECE] = np.clip(position, 0, BINS - 1)
+    return found
 
 
 def bin_edge(index: np.ndarray) -> np.ndarray:
@@ -63,42 +74,30 @@ class Core(NamedTuple):
     @classmethod
     def of(cls, firings: ShardFirings) -> "Core":
         """One shard's."""
-        feature, value, rows = firings.feature(), firings.value.astype(np.float64), firings.rows
-        n_features = firings.n_features
-        n_fires = np.diff(firings.starts)
-
-        def total(weights: np.ndarray) -> np.ndarray:
-            return np.bincount(feature, weights=weights, minlength=n_features)
-
-        mean = total(value) / np.maximum(n_fires, 1)
-        away = value - mean[feature]
-        maximum = np.zeros(n_features)
-        np.maximum.at(maximum, feature, value)
-        sequence, position = rows.sequence[firings.row], rows.position[firings.row]
-        same = np.zeros(feature.size, dtype=bool)
-        same[1:] = (feature[1:] == feature[:-1]) & (sequence[1:] == sequence[:-1])
-        neighbour = same.copy()
-        neighbour[1:] &= np.diff(position) == 1
-        first_row = np.ones(rows.n, dtype=bool)
-        first_row[1:] = rows.sequence[1:] != rows.sequence[:-1]
-        bins = np.bincount(feature.astype(np.int64) * BINS + bin_of(firings.value), minlength=n_features * BINS)
+        rows, starts, n_features = firings.rows, firings.starts, firings.n_features
+        central, histogram = np.zeros((n_features, 5)), np.zeros((n_features, BINS), dtype=np.int32)
+        moments(starts, firings.value, bin_of(firings.value), central, histogram)
+        places = np.zeros((n_features, 4), dtype=np.int64)
+        count_places(starts, firings.row, rows.sequence, rows.position, places)
+        mean, m2, m3, m4, maximum = central.T.copy()
+        n_sequences_fired, position_sum, n_first_position, n_runs = places.T.copy()
         return cls(
             n_tokens=np.array([rows.n]),
             n_sequences=np.array([np.unique(rows.sequence).size]),
-            n_fires=n_fires,
-            n_sequences_fired=total(~same).astype(np.int64),
+            n_fires=np.diff(starts),
+            n_sequences_fired=n_sequences_fired,
             mean=mean,
-            m2=total(away**2),
-            m3=total(away**3),
-            m4=total(away**4),
+            m2=m2,
+            m3=m3,
+            m4=m4,
             maximum=maximum,
-            position_sum=total(position).astype(np.int64),
-            n_first_position=total(first_row[firings.row]).astype(np.int64),
-            n_runs=total(~neighbour).astype(np.int64),
-            gain_sum=total(firings.gain),
+            position_sum=position_sum,
+            n_first_position=n_first_position,
+            n_runs=n_runs,
+            gain_sum=np.bincount(firings.feature(), weights=firings.gain, minlength=n_features),
             y_sum=firings.y_sum,
             y_square_sum=np.array([firings.y_square_sum]),
-            histogram=bins.reshape(n_features, BINS).astype(np.int32),
+            histogram=histogram,
         )
 
     def merge(self, other: "Core") -> "Core":
@@ -125,14 +124,28 @@ class Core(NamedTuple):
         return float(self.y_square_sum[0] - np.square(self.y_sum).sum() / n)
 
 
-def quantiles(core: Core, shares: np.ndarray) -> np.ndarray:
-    """[n_features, n_shares] quantiles of the non-zero activations, within 2 %; the last is the exact maximum."""
-    cumulative = core.histogram.cumsum(axis=1)
-    found = np.zeros((core.n_fires.size, shares.size), dtype=np.float64)
+def quantiles(core: Core, shares: np.ndarray, features: range | None = None) -> np.ndarray:
+    """[n_features, n_shares] quantiles of the non-zero activations, within 2 %; the last is the exact maximum.
+
+    Of all features, or of some that follow one another.
+    """
+    features = features or range(core.n_fires.size)
+    found = np.zeros((len(features), shares.size), dtype=np.float64)
+    for start in range(0, len(features), _FEATURES):
+        some = slice(features.start + start, min(features.start + start + _FEATURES, features.stop))
+        found[start : start + _FEATURES] = _quantiles(
+            core.histogram[some], core.n_fires[some], core.maximum[some], shares
+        )
+    return found
+
+
+def _quantiles(histogram: np.ndarray, n_fires: np.ndarray, maximum: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    cumulative = histogram.cumsum(axis=1)
+    found = np.zeros((n_fires.size, shares.size), dtype=np.float64)
     for column, share in enumerate(shares):
-        wanted = np.maximum(1, np.ceil(share * core.n_fires))
+        wanted = np.maximum(1, np.ceil(share * n_fires))
         index = (cumulative < wanted[:, None]).sum(axis=1)
-        found[:, column] = np.minimum(bin_centre(np.minimum(index, BINS - 1)), core.maximum)
-    found[:, shares >= 1] = core.maximum[:, None]
-    found[core.n_fires == 0] = 0
+        found[:, column] = np.minimum(bin_centre(np.minimum(index, BINS - 1)), maximum)
+    found[:, shares >= 1] = maximum[:, None]
+    found[n_fires == 0] = 0
     return found

@@ -1,27 +1,24 @@
 """One shard, seen by feature: where each feature fires, in the order of the text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
-from saelib.activations import SITE, ActivationShard
+from saelib.activations import ActivationShard
+from saelib.kernels import sort_by_column
 from saelib.rng import mix
 from saelib.sae import SAE
 from saelib.sparse import dot_pairs
+from saelib.summaries.kernels import context_hashes
 from saelib.text import TokenShard
 
-__all__ = ["ROW_COLUMNS", "WINDOW", "Rows", "ShardFirings", "shard_firings", "tensors_of"]
+__all__ = ["WINDOW", "Rows", "ShardFirings", "shard_firings", "stretches"]
 
 WINDOW = 12
 """Tokens shown on either side of an example's token."""
-
-
-ROW_COLUMNS = ("token_id", "document_id", "sequence", "position")
-"""Tensors of a harvested shard that say which token a row is."""
 
 
 class Rows(NamedTuple):
@@ -29,18 +26,19 @@ class Rows(NamedTuple):
 
     token_id: np.ndarray
     previous_id: np.ndarray
-    """Token before it, −1 at the start of a sequence."""
+    """Token before it, −1 where another document ends there or the sequence starts."""
     next_id: np.ndarray
-    """Token after it, −1 at the end of a sequence."""
+    """Token after it, −1 where another document starts there or the sequence ends."""
     sequence: np.ndarray
     """Index of the sequence within the shard."""
     sequence_id: np.ndarray
     document_id: np.ndarray
+    """Its own, of the several that a packed sequence holds."""
     position: np.ndarray
     hash: np.ndarray
     """64 bits from (seed, sequence, position): the order in which rows are sampled."""
     context: np.ndarray
-    """64 bits from the tokens of the window: equal where the text is equal."""
+    """64 bits from the tokens of the window, inside the document: equal where the text is equal."""
 
     @property
     def n(self) -> int:
@@ -88,29 +86,27 @@ def shard_firings(  # noqa: PLR0913
     rows = _rows(tokens, shard, order, seed)
     read = (read,) if isinstance(read, int) else tuple(read)
     write = read if write is None else tuple(write)
-    x, y = (_side_by_side(shard, sites, order) for sites in (read, write))
     starts, features, values, gains = [np.zeros(1, dtype=np.int64)], [], [], []
     y_sum, y_square_sum = np.zeros(sae.d_out), 0.0
     squared_norm = sae.W_dec.square().sum(dim=1)
-    for x_rows, y_rows in zip(torch.split(x, 8192), torch.split(y, 8192), strict=True):
-        x_chunk, y_chunk = (part.to(sae.W_enc.device).float() for part in (x_rows, y_rows))
-        firings = sae.fire(x_chunk)
-        error = y_chunk - sae.rebuild(x_chunk, firings)
-        alignment = dot_pairs(firings, error, sae.W_dec)
-        value = firings.value * sae.gain(x_chunk).expand(x_chunk.shape[0], 1)[firings.rows(), 0]
+    for chosen in torch.split(torch.from_numpy(order), 8192):
+        x = _side_by_side(shard, read, chosen).to(sae.W_enc.device).float()
+        y = x if read == write else _side_by_side(shard, write, chosen).to(sae.W_enc.device).float()
+        firings = sae.fire(x)
+        alignment = dot_pairs(firings, y - sae.rebuild(x, firings), sae.W_dec)
+        value = firings.value * sae.gain(x).expand(x.shape[0], 1)[firings.rows(), 0]
         gain = value * (2 * alignment + value * squared_norm[firings.feature])
         starts.append(firings.row_starts[1:].cpu().numpy() + starts[-1][-1])
         features.append(firings.feature.to(torch.int32).cpu().numpy())
         values.append(firings.value.cpu().numpy())
         gains.append(gain.cpu().numpy())
-        y_sum += y_chunk.double().sum(dim=0).cpu().numpy()
-        y_square_sum += float(y_chunk.double().square().sum())
+        y_sum += y.sum(dim=0, dtype=torch.float64).cpu().numpy()
+        y_square_sum += float(torch.linalg.vector_norm(y, dtype=torch.float64)) ** 2
     return _transposed(rows, sae.n_features, (starts, features, values, gains), y_sum, y_square_sum)
 
 
-def _side_by_side(shard: ActivationShard, sites: tuple[int, ...], order: np.ndarray) -> Tensor:
-    """The rows of some sites in the order of the text."""
-    chosen = torch.from_numpy(order)
+def _side_by_side(shard: ActivationShard, sites: tuple[int, ...], chosen: Tensor) -> Tensor:
+    """Chosen rows of some sites."""
     return torch.cat([shard.sites[site][chosen] for site in sites], dim=1)
 
 
@@ -118,40 +114,36 @@ def _transposed(
     rows: Rows, n_features: int, parts: tuple[list[np.ndarray], ...], y_sum: np.ndarray, y_square_sum: float
 ) -> ShardFirings:
     starts, feature, value, gain = (np.concatenate(part) for part in parts)
-    place = np.arange(feature.size, dtype=np.int32)
-    by_row = scipy.sparse.csr_matrix((place, feature, starts), shape=(rows.n, n_features))
-    by_feature = by_row.tocsc()
-    order = by_feature.data
-    starts = by_feature.indptr.astype(np.int64)
-    return ShardFirings(rows, starts, by_feature.indices, value[order], gain[order], y_sum, y_square_sum)
+    column_starts = np.zeros(n_features + 1, dtype=np.int64)
+    row, order = np.empty_like(feature), np.empty_like(feature)
+    sort_by_column(starts, feature, column_starts, row, order)
+    return ShardFirings(rows, column_starts, row, value[order], gain[order], y_sum, y_square_sum)
 
 
 def _rows(tokens: TokenShard, shard: ActivationShard, order: np.ndarray, seed: int) -> Rows:
     sequence, position = shard.sequence[order], shard.position[order]
     flat = tokens.sequence_starts[sequence] + position
-    last = tokens.sequence_starts[sequence + 1] - 1
-    first = tokens.sequence_starts[sequence]
-    ids = tokens.token_ids
-    context = np.zeros(flat.size, dtype=np.uint64)
-    for offset in range(-WINDOW, WINDOW + 1):
-        at = flat + offset
-        inside = (at >= first) & (at <= last)
-        context = mix(0, context, np.where(inside, ids[np.clip(at, 0, ids.size - 1)], -1))
+    documents, ids = tokens.token_document, tokens.token_ids
+    first, stop = stretches(documents, tokens.sequence_starts, flat)
     sequence_id = tokens.sequence_id[sequence]
     return Rows(
         token_id=ids[flat],
-        previous_id=np.where(position > 0, ids[np.maximum(flat - 1, 0)], -1).astype(np.int32),
-        next_id=np.where(flat < last, ids[np.minimum(flat + 1, ids.size - 1)], -1).astype(np.int32),
+        previous_id=np.where(flat > first, ids[np.maximum(flat - 1, 0)], -1).astype(np.int32),
+        next_id=np.where(flat + 1 < stop, ids[np.minimum(flat + 1, ids.size - 1)], -1).astype(np.int32),
         sequence=sequence,
         sequence_id=sequence_id,
-        document_id=tokens.document_id[sequence],
+        document_id=documents[flat],
         position=position,
         hash=mix(seed, sequence_id, position),
-        context=context,
+        context=context_hashes(ids, flat, first, stop, WINDOW),
     )
 
 
-def tensors_of(shard: Mapping[str, Tensor], sites: Sequence[int]) -> ActivationShard:
-    """Some sites of an activation shard, from the tensors of its file."""
-    columns = {name: shard[name].numpy() for name in ROW_COLUMNS}
-    return ActivationShard([shard[SITE.format(site)] for site in sites], **columns, n_masked={})
+def stretches(
+    token_document: np.ndarray, sequence_starts: np.ndarray, place: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """First token, and one past the last, of the stretch around each place: one document's tokens in one sequence."""
+    change = np.flatnonzero(np.diff(token_document)) + 1
+    edges = np.union1d(sequence_starts, change)
+    at = np.searchsorted(edges, place, side="right")
+    return edges[at - 1], edges[at]

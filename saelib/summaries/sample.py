@@ -9,7 +9,8 @@ import scipy.sparse
 from safetensors.numpy import load_file, save
 
 from saelib.rng import mix, uniform
-from saelib.summaries.candidates import OFFSETS, lowest_hashes
+from saelib.summaries.candidates import OFFSETS, first_of_each
+from saelib.summaries.kernels import largest_together, smallest_hashes, values_at
 from saelib.summaries.rows import WINDOW, ShardFirings
 
 __all__ = ["Pairs", "Sample"]
@@ -73,13 +74,7 @@ class Sample(NamedTuple):
 
     def value(self, feature: np.ndarray, row: np.ndarray) -> np.ndarray:
         """f at (feature, row) pairs; 0 where the feature does not fire."""
-        column = np.repeat(np.arange(self.f.shape[1], dtype=np.int64), np.diff(self.f.indptr))
-        keys = column * self.n_rows + self.f.indices
-        wanted = feature.astype(np.int64) * self.n_rows + row
-        at = np.minimum(np.searchsorted(keys, wanted), max(0, keys.size - 1))
-        if keys.size == 0:
-            return np.zeros(wanted.shape, dtype=np.float32)
-        found: np.ndarray = np.where(keys[at] == wanted, self.f.data[at], 0).astype(np.float32)
+        found: np.ndarray = values_at(self.f.indptr, self.f.indices, self.f.data, feature, row)
         return found
 
     def windows(self, feature: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -89,7 +84,7 @@ class Sample(NamedTuple):
             other = np.clip(row + step, 0, self.n_rows - 1)
             distance = self.position[other] - self.position[row]
             near = (self.sequence_id[other] == self.sequence_id[row]) & (np.abs(distance) <= WINDOW)
-            near &= other == row + step
+            near &= (self.document_id[other] == self.document_id[row]) & (other == row + step)
             which = np.flatnonzero(near)
             window[which, distance[which] + WINDOW] = self.value(feature[which], other[which])
         return window
@@ -122,9 +117,7 @@ class Sample(NamedTuple):
         row = by_token[np.minimum(place, max(0, self.n_rows - 1))]
         there &= self.token_id[row] == tokens[:, :, None]
         feature = np.broadcast_to(np.arange(n_features)[:, None, None], row.shape)
-        column = np.repeat(np.arange(n_features, dtype=np.int64), np.diff(self.f.indptr))
-        chosen = lowest_hashes(column, self.hash[self.f.indices], tries)
-        fires_near = _group_rows(column[chosen], self.f.indices[chosen], n_features, tries)[nearest]
+        fires_near = self._firing_rows(tries)[nearest]
         features = np.concatenate([feature[there], np.repeat(np.arange(n_features), tries)])
         rows = np.concatenate([row[there], fires_near.ravel()])
         real = rows >= 0
@@ -132,12 +125,21 @@ class Sample(NamedTuple):
         order = np.lexsort((self.hash[rows], features))
         return self._silent(features[order], rows[order], n)
 
+    def _firing_rows(self, n: int) -> np.ndarray:
+        """[n_features, n] rows with the smallest hashes on which each feature fires; −1 where there are fewer."""
+        chosen = np.zeros((self.f.shape[1], n), dtype=np.int64)
+        one_band = np.zeros(self.f.nnz, dtype=np.int8)
+        count = smallest_hashes(self.f.indptr, self.hash[self.f.indices], one_band, n, chosen)
+        there = np.arange(n) < count[:, None]
+        rows: np.ndarray = np.full(chosen.shape, -1, dtype=np.int64)
+        rows[there] = self.f.indices[chosen[there]]
+        return rows
+
     def _silent(self, feature: np.ndarray, row: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `n` pairs of each feature with f = 0, no row and no context twice."""
         silent = self.value(feature, row) == 0
         feature, row = feature[silent], row[silent]
-        _, first = np.unique(np.stack([feature.astype(np.uint64), self.context[row]]), axis=1, return_index=True)
-        first.sort()
+        first = first_of_each(feature, self.context[row])
         feature, row = feature[first], row[first]
         order = np.argsort(feature, kind="stable")
         feature, row = feature[order], row[order]
@@ -145,52 +147,19 @@ class Sample(NamedTuple):
         keep = np.arange(feature.size) - starts < n
         return feature[keep], row[keep]
 
-    def together(self, n: int, block: int = 512) -> tuple[Pairs, Pairs]:
+    def together(self, n: int) -> tuple[Pairs, Pairs]:
         """Co-activation (Jaccard of the firing sets) and Pearson correlation of f over tokens: each feature's `n` best.
 
-        Exact on the sample, in blocks of features: memory is block · n_features.
+        Exact on the sample, a feature at a time.
         """
         n_rows, n_features = self.f.shape
-        f = self.f.astype(np.float64)
-        fires = f.copy()
-        fires.data = np.ones_like(fires.data)
-        count = np.diff(f.indptr)
-        mean = np.asarray(f.sum(axis=0)).ravel() / max(1, n_rows)
-        square = np.asarray(f.multiply(f).sum(axis=0)).ravel() / max(1, n_rows)
-        deviation = np.sqrt(np.maximum(square - mean**2, 1e-30))
-        f_rows, fires_rows = f.tocsr(), fires.tocsr()
-        jaccard: list[tuple[np.ndarray, np.ndarray]] = []
-        correlation: list[tuple[np.ndarray, np.ndarray]] = []
-        for start in range(0, n_features, block):
-            stop = min(start + block, n_features)
-            both = (fires[:, start:stop].T @ fires_rows).toarray()
-            union = count[start:stop, None] + count[None, :] - both
-            product = (f[:, start:stop].T @ f_rows).toarray() / max(1, n_rows)
-            r = (product - mean[start:stop, None] * mean) / (deviation[start:stop, None] * deviation)
-            jaccard.append(_best(both / np.maximum(union, 1), start, n))
-            correlation.append(_best(np.where(both > 0, r, 0), start, n))
-        return _joined(jaccard), _joined(correlation)
-
-
-def _group_rows(group: np.ndarray, row: np.ndarray, n_groups: int, width: int) -> np.ndarray:
-    """Sorted groups as a rectangle, −1 where a group is shorter than `width`."""
-    table = np.full((n_groups, width), -1, dtype=np.int64)
-    rank = np.arange(group.size) - np.searchsorted(group, group)
-    table[group, rank] = row
-    return table
-
-
-def _best(score: np.ndarray, start: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `n` largest scores > 0 of each row, itself left out."""
-    index = np.arange(score.shape[0])
-    score[index, start + index] = 0
-    n = min(n, score.shape[1])
-    other = np.argpartition(-score, n - 1, axis=1)[:, :n]
-    values = np.take_along_axis(score, other, axis=1)
-    order = np.lexsort((other, -values), axis=1)
-    other, values = np.take_along_axis(other, order, axis=1), np.take_along_axis(values, order, axis=1)
-    return np.where(values > 0, other, -1), values
-
-
-def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> Pairs:
-    return Pairs(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+        f, rows = self.f, self.f.tocsr()
+        total, square = (np.bincount(rows.indices, weights=rows.data.astype(np.float64) ** p, minlength=n_features)
+                         for p in (1, 2))  # fmt: skip
+        mean = total / max(1, n_rows)
+        deviation = np.sqrt(np.maximum(square / max(1, n_rows) - mean**2, 1e-30))
+        others = np.full((2, n_features, n), -1, dtype=np.int64)
+        scores = np.zeros(others.shape)
+        by_column, by_row = ((part.indptr, part.indices, part.data) for part in (f, rows))
+        largest_together(by_column, by_row, mean, deviation, others, scores)
+        return Pairs(others[0], scores[0]), Pairs(others[1], scores[1])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+from saelib.summaries.kernels import count_tokens
 from saelib.summaries.rows import ShardFirings
 
 __all__ = ["ROLES", "TokenCounts", "TopTokens"]
@@ -32,17 +33,17 @@ class TokenCounts(NamedTuple):
     @classmethod
     def of(cls, firings: ShardFirings, n_vocab: int) -> "TokenCounts":
         """One shard's."""
-        feature, rows = firings.feature(), firings.rows
+        rows, n = firings.rows, firings.value.size
+        ids, times, sums = np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.float64)
         by_role = {"at": rows.token_id, "previous": rows.previous_id, "next": rows.next_id}
         counts, acts, totals = {}, {}, {}
-        for role, ids in by_role.items():
-            token = ids[firings.row]
-            there = token >= 0
-            shape = (firings.n_features, n_vocab)
-            where = (feature[there], token[there])
-            counts[role] = scipy.sparse.coo_matrix((np.ones(there.sum(), dtype=np.int64), where), shape).tocsr()
-            acts[role] = scipy.sparse.coo_matrix((firings.value[there].astype(np.float64), where), shape).tocsr()
-            totals[role] = np.bincount(ids[ids >= 0], minlength=n_vocab)
+        for role, token in by_role.items():
+            starts = np.zeros(firings.n_features + 1, dtype=np.int64)
+            used = count_tokens(firings.starts, firings.value, token[firings.row], n_vocab, starts, ids, times, sums)
+            where, shape = (ids[:used].copy(), starts), (firings.n_features, n_vocab)
+            counts[role] = scipy.sparse.csr_matrix((times[:used].copy(), *where), shape)
+            acts[role] = scipy.sparse.csr_matrix((sums[:used].copy(), *where), shape)
+            totals[role] = np.bincount(token[token >= 0], minlength=n_vocab)
         return cls(counts, acts, totals)
 
     def merge(self, other: "TokenCounts") -> "TokenCounts":
@@ -80,8 +81,9 @@ class TokenCounts(NamedTuple):
         named = {}
         for role in ROLES:
             named[f"{role}.total"] = self.totals[role]
-            for kind, matrix in (("count", self.counts[role]), ("act", self.acts[role])):
-                named |= {f"{role}.{kind}.{part}": getattr(matrix, part) for part in ("data", "indices", "indptr")}
+            counts, acts = self.counts[role].sorted_indices(), self.acts[role].sorted_indices()
+            named |= {f"{role}.{part}": getattr(counts, part) for part in ("indices", "indptr")}
+            named |= {f"{role}.count": counts.data, f"{role}.act": acts.data}
         return named
 
     @classmethod
@@ -89,7 +91,7 @@ class TokenCounts(NamedTuple):
         """From a file."""
 
         def matrix(role: str, kind: str) -> scipy.sparse.csr_matrix:
-            parts = tuple(named[f"{role}.{kind}.{part}"] for part in ("data", "indices", "indptr"))
+            parts = tuple(named[f"{role}.{part}"] for part in (kind, "indices", "indptr"))
             return scipy.sparse.csr_matrix(parts, shape=(parts[2].size - 1, named[f"{role}.total"].size))
 
         return cls(
