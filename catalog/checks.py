@@ -36,7 +36,7 @@ def checks_for(n_features: int | None) -> Callable[[Table, pa.Table], None]:
 _PAIRED = {
     "histogram": (("edges", "counts", 1),),
     "example": (("fire_positions", "fire_acts", 0),),
-    "sequence": (("token_ids", "tokens", 0),),
+    "sequence": (("token_ids", "tokens", 0), ("token_ids", "token_chars", 0), ("document_ids", "document_starts", 0)),
     "feature": (("top_tokens", "top_logits", 0), ("bottom_tokens", "bottom_logits", 0)),
 }
 

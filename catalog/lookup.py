@@ -4,7 +4,7 @@ import duckdb
 
 from catalog.errors import NotFound, nearest
 
-__all__ = ["check_feature", "find_sae"]
+__all__ = ["check_feature", "find_sae", "find_table"]
 
 
 def find_sae(connection: duckdb.DuckDBPyConnection, name: str | None) -> str:
@@ -40,3 +40,11 @@ def check_feature(connection: duckdb.DuckDBPyConnection, sae_id: str, feature: i
     n_features = found[0][0]
     if not 0 <= feature < n_features:
         raise NotFound(f"no feature {feature} in {sae_id!r}; it has the features 0 to {n_features - 1}")
+
+
+def find_table(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+    """The table or view of that name. Raises NotFound with the nearest names."""
+    known = {row[0] for row in connection.execute("select table_name from information_schema.tables").fetchall()}
+    if name not in known:
+        raise NotFound(f"no table {name!r} in the catalog; {nearest(name, known)}")
+    return name

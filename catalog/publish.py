@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -97,7 +97,7 @@ def append(store: Store, table: str, columns: Rows, fingerprint: str, timeout_se
         if TABLES[table].volatile and len(small) >= MANY_PARTS and _merge(staging, table, small):
             kept, added = tuple(part for part in before.parts if part.table != table), staging.parts
         staging.place(store.catalog)
-        after = Snapshot(before.number + 1, (*kept, *added), before.saes)
+        after = replace(before, number=before.number + 1, parts=(*kept, *added))
         commit(store, after)
         refresh_view_file(store, after)
 
@@ -130,6 +130,7 @@ def _writing(
     """The lock, the snapshot to build on, and a folder aside on the same file system."""
     try:
         with exclusive(store.locks / "catalog.lock", purpose, timeout_seconds):
+            store.refuse_old_schema()
             folder = store.catalog / ".staging" / uuid.uuid4().hex
             folder.mkdir(parents=True)
             staging = Staging(folder, checks_for(n_features))
@@ -167,7 +168,7 @@ def _version(before: Snapshot, publication: Publication, n_features: int) -> Pub
     """The version of the family with this fingerprint, else the next one."""
     if not publication.family or "@" in publication.family or "=" in publication.family:
         raise SchemaError(f"family must be a name without '@' and '=', got {publication.family!r}")
-    family = [sae for sae in before.saes if sae.family == publication.family]
+    family = [sae for sae in (*before.saes, *before.retired) if sae.family == publication.family]
     for sae in family:
         if sae.fingerprint == publication.fingerprint:
             return sae
@@ -230,7 +231,12 @@ def _following(before: Snapshot, sae: PublishedSAE, parts: list[Part]) -> Snapsh
 
     kept = tuple(part for part in before.parts if not gives_way(part))
     saes = (*(other for other in before.saes if other.sae_id != sae.sae_id), sae)
-    return Snapshot(before.number + 1, (*kept, *parts), tuple(sorted(saes, key=lambda s: (s.family, s.version))))
+    return Snapshot(
+        number=before.number + 1,
+        parts=(*kept, *parts),
+        saes=tuple(sorted(saes, key=lambda s: (s.family, s.version))),
+        retired=tuple(other for other in before.retired if other.sae_id != sae.sae_id),
+    )
 
 
 def _check_references(store: Store, staging: Staging, before: Snapshot, after: Snapshot) -> None:

@@ -13,7 +13,7 @@ from catalog.errors import DamagedError
 from catalog.files import write_json
 from catalog.store import Store
 
-__all__ = ["Part", "PublishedSAE", "Snapshot", "commit", "current", "current_number"]
+__all__ = ["Part", "PublishedSAE", "Snapshot", "commit", "current", "current_number", "last_with", "recorded"]
 
 KEPT = 16  # the last snapshots are always kept; older ones as long as they name a file that the current one does not
 
@@ -47,6 +47,8 @@ class Snapshot:
     number: int = 0
     parts: tuple[Part, ...] = ()
     saes: tuple[PublishedSAE, ...] = ()
+    retired: tuple[PublishedSAE, ...] = ()
+    """Versions that were taken out: their numbers are never given to another training."""
 
     def parts_of(self, table: str, partition: str | None = None) -> tuple[Part, ...]:
         return tuple(p for p in self.parts if p.table == table and partition in (None, p.partition))
@@ -91,6 +93,19 @@ def commit(store: Store, snapshot: Snapshot) -> None:
 def recorded(store: Store) -> dict[Path, set[str] | None]:
     """Every snapshot file that is kept -> the part files that it names; None where it is damaged."""
     return {path: _paths_named(path) for path in sorted((store.catalog / "snapshots").glob("*.json"))}
+
+
+def last_with(store: Store, sae_id: str) -> Snapshot | None:
+    """The last kept snapshot in which that version was published; None where there is none that can be read."""
+    for path in sorted((store.catalog / "snapshots").glob("*.json"), reverse=True):
+        try:
+            content = path.read_bytes()
+            found = _parse(path, content, hashlib.sha256(content).hexdigest())
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged, or collected just now: an earlier one may do
+        if any(sae.sae_id == sae_id for sae in found.saes):
+            return found
+    return None
 
 
 def _forget_superseded(store: Store, snapshot: Snapshot) -> None:
@@ -145,4 +160,5 @@ def _parse(path: Path, content: bytes, sha256: str) -> Snapshot:
         number=data["number"],
         parts=tuple(Part(**part) for part in data["parts"]),
         saes=tuple(PublishedSAE(**sae) for sae in data["saes"]),
+        retired=tuple(PublishedSAE(**sae) for sae in data.get("retired", ())),
     )

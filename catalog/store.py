@@ -27,7 +27,10 @@ FORMAT = "sae-almanac store"
 
 @dataclass(frozen=True)
 class Store:
-    """A folder that `open` or `create` found to be a store. Paths are absolute, links resolved."""
+    """A folder that `open` or `create` found to be a store. Paths are absolute, links resolved.
+
+    A store of an older schema version is read as it is, and written to only after `catalog.migrate`.
+    """
 
     root: Path
 
@@ -60,7 +63,7 @@ class Store:
 
     @classmethod
     def create(cls, path: Path | str) -> "Store":
-        """The store in a folder, made if it is absent or empty; an existing store is opened as it is."""
+        """The store in a folder, to write to: made if it is absent or empty. Raises StoreError: of another schema."""
         root = Path(path).expanduser().resolve()
         if root.exists() and not root.is_dir():
             raise StoreError(f"{root} is a file, not a folder; name a folder for the store")
@@ -68,6 +71,7 @@ class Store:
             if not (root / MARKER).exists():
                 _mark(root)
             store = cls.open(root)
+            store.refuse_old_schema()
             store._make_folders()
         except OSError as error:
             raise StoreError(
@@ -98,6 +102,22 @@ class Store:
     @property
     def is_writable(self) -> bool:
         return os.access(self.root, os.W_OK)
+
+    @property
+    def schema_version(self) -> int:
+        return int(_read_marker(self.root)["schema_version"])
+
+    def refuse_old_schema(self) -> None:
+        """Raises StoreError where the tables of the store are of an older schema than this program writes."""
+        if self.schema_version < SCHEMA_VERSION:
+            raise StoreError(
+                f"the store at {self.root} has schema version {self.schema_version}, this program writes "
+                f"{SCHEMA_VERSION}; bring it forward with `almanac migrate --store {self.root}` (reading needs no more)"
+            )
+
+    def mark_as_present(self) -> None:
+        """Say that every table is as this program writes it."""
+        write_json(self.root / MARKER, {"format": FORMAT, "schema_version": SCHEMA_VERSION})
 
     def _make_folders(self) -> None:
         for folder in (self.artifacts, self.catalog, self.labels, self.locks):

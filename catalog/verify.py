@@ -12,10 +12,10 @@ from catalog.errors import CatalogError, DamagedError
 from catalog.events import EVENT_TABLES
 from catalog.files import read_parquet, sha256_of
 from catalog.mirror import mirror_file, mirrored, refuse_lost_events
-from catalog.schema import TABLES, arrow_schema
+from catalog.schema import SCHEMA_VERSION, TABLES, arrow_schema
 from catalog.snapshot import Part, Snapshot, current, recorded
 from catalog.sqlite_labels import SQLiteLabels
-from catalog.store import Store
+from catalog.store import MARKER, Store
 from catalog.view_file import is_view_file_whole
 from catalog.views import schema_part
 
@@ -25,6 +25,7 @@ AGAIN = (
     "to publish again, delete the folder artifacts/publication of the store and run `almanac build` as before "
     "(a build passes over what is in that folder), or restore the file from a backup"
 )
+FORWARD = f"bring the store forward to version {SCHEMA_VERSION} with `almanac migrate`; nothing is lost"
 HISTORY = "delete it; it is history, which nothing but a reader that began long ago needs"
 REWRITTEN = "delete it; the next command writes it anew"
 UNREADABLE = (OSError, pa.ArrowException)
@@ -45,8 +46,10 @@ def verify(store: Store) -> list[Damage]:
         snapshot = current(store)
     except DamagedError as error:
         return [Damage(store.catalog / "current", str(error), "restore it from a backup"), *_check_labels(store)]
+    is_old = store.schema_version < SCHEMA_VERSION
     return [
-        *(damage for part in snapshot.parts for damage in _check_part(store, part)),
+        *([Damage(store.root / MARKER, f"says schema version {store.schema_version}", FORWARD)] if is_old else []),
+        *(damage for part in snapshot.parts for damage in _check_part(store, part, is_old)),
         *_check_history(store),
         *_check_keys(store, snapshot),
         *_check_schema_parts(store),
@@ -62,7 +65,7 @@ def _check_history(store: Store) -> Iterator[Damage]:
             yield Damage(path, "is an earlier snapshot that cannot be read", HISTORY)
 
 
-def _check_part(store: Store, part: Part) -> Iterator[Damage]:
+def _check_part(store: Store, part: Part, is_old: bool) -> Iterator[Damage]:
     path = store.catalog / part.path
     if not path.exists():
         yield Damage(path, "is missing", AGAIN)
@@ -74,16 +77,16 @@ def _check_part(store: Store, part: Part) -> Iterator[Damage]:
         elif sha256_of(path) != part.sha256:
             yield Damage(path, "has another content than was published (its sha256 differs)", AGAIN)
         else:
-            yield from _check_metadata(path, part)
+            yield from _check_metadata(path, part, is_old)
     except UNREADABLE as error:
         yield Damage(path, f"cannot be read: {error}", AGAIN)
 
 
-def _check_metadata(path: Path, part: Part) -> Iterator[Damage]:
+def _check_metadata(path: Path, part: Part, is_old: bool) -> Iterator[Damage]:
     metadata = pq.read_metadata(path)
     if metadata.num_rows != part.rows:
         yield Damage(path, f"has {metadata.num_rows:,} rows, published were {part.rows:,}", AGAIN)
-    if not metadata.schema.to_arrow_schema().equals(arrow_schema(part.table)):
+    if not is_old and not metadata.schema.to_arrow_schema().equals(arrow_schema(part.table)):
         yield Damage(path, f"has other columns than the table {part.table!r}", AGAIN)
 
 

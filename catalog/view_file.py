@@ -16,7 +16,7 @@ from catalog.mirror import bring_up_to_date
 from catalog.snapshot import Snapshot
 from catalog.sqlite_labels import SQLiteLabels
 from catalog.store import Store
-from catalog.views import create_views, has_schema_parts, write_schema_parts
+from catalog.views import create_views, definition, has_schema_parts, write_schema_parts
 
 __all__ = ["is_view_file_current", "is_view_file_whole", "refresh_view_file"]
 
@@ -26,7 +26,8 @@ NO_ROOM = os.strerror(errno.ENOSPC).lower()  # DuckDB says it in these words too
 
 def is_view_file_current(store: Store, snapshot: Snapshot) -> bool:
     stamp = _stamp_of_file(store)
-    return stamp is not None and (stamp.get("snapshot"), stamp.get("root")) == (snapshot.number, str(store.root))
+    shown = {"snapshot": snapshot.number, "root": str(store.root), "definition": definition()}
+    return stamp is not None and {key: stamp.get(key) for key in shown} == shown
 
 
 def is_view_file_whole(store: Store) -> bool:
@@ -46,7 +47,8 @@ def refresh_view_file(store: Store, snapshot: Snapshot, anew: bool = False) -> N
         with replacing(store.view_file, durable=False) as aside:
             _build(aside, store, snapshot)
             before = _stamp_of_file(store)
-            stamp = {"snapshot": snapshot.number, "root": str(store.root), "sha256": sha256_of(aside)}
+            shown = {"snapshot": snapshot.number, "root": str(store.root), "definition": definition()}
+            stamp = {**shown, "sha256": sha256_of(aside)}
             # both, and before the file takes its place: killed in between, the old file is still known
             write_json(_stamp_path(store), {"written": [stamp, *([before] if before else [])]}, durable=False)
     except duckdb.Error as error:

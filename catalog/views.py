@@ -4,6 +4,7 @@ Every view begins with its table's zero-row schema part, so that a table without
 which a file is damaged becomes a view that says so when it is asked; the others are as ever.
 """
 
+import hashlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from catalog.schema import TABLES, arrow_schema
 from catalog.snapshot import Snapshot
 from catalog.store import Store
 
-__all__ = ["create_views", "files_of", "has_schema_parts", "schema_part", "write_schema_parts"]
+__all__ = ["create_views", "definition", "files_of", "has_schema_parts", "schema_part", "write_schema_parts"]
 
 DERIVED = (
     "label",
@@ -28,6 +29,7 @@ DERIVED = (
     "feature_card",
     "current_sae",
     "examples_of",
+    "example_place",
 )  # in this order
 
 
@@ -111,6 +113,13 @@ def _table_files(store: Store, snapshot: Snapshot, table: str, live: bool) -> li
     if TABLES[table].writing == "event":
         return [schema_part(store, table)] if live else [schema_part(store, table), mirror_file(store, table)]
     return [schema_part(store, table), *(store.catalog / part.path for part in snapshot.parts_of(table))]
+
+
+@cache
+def definition() -> str:
+    """Changes when a table gets another column, or a view says something else: what was made of it before is old."""
+    tables = [(name, [(c.name, str(c.type), c.nullable) for c in table.columns]) for name, table in TABLES.items()]
+    return hashlib.sha256(repr((tables, _derived())).encode()).hexdigest()[:16]
 
 
 @cache

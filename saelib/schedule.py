@@ -17,8 +17,9 @@ N_TOKENS = 1_000_000
 
 
 def usual_batch(chosen: dict[str, Any]) -> int:
-    """A power of two, 512 … 4,096, that makes about 2,000 steps: in short runs their number decides (docs/quality.md)."""
-    return 1 << min(12, max(9, (chosen.get("n_tokens", N_TOKENS) // 2000 + 1).bit_length() - 1))
+    """A power of two, 512 … 4,096, for about 2,000 steps: in short runs their number decides (docs/quality.md)."""
+    n_tokens: int = chosen.get("n_tokens", N_TOKENS)  # absent where it was refused
+    return 1 << min(12, max(9, (n_tokens // 2000 + 1).bit_length() - 1))
 
 
 class TrainingConfig(Frozen):

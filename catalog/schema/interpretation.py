@@ -76,7 +76,7 @@ EXPLANATION = Table(
         Column("tokens_in", I32, TOKENS, "tokens sent"),
         Column("tokens_out", I32, TOKENS, "tokens received"),
         Column("cost_usd", F64, "US dollars", "what it cost"),
-        Column("evidence", STR, JSON, "what speaks for it; of a heuristic its pattern, which can be run, and its rates"),
+        Column("evidence", STR, JSON, "what speaks for it; of a heuristic a pattern that can be run, and its rates"),
         FINGERPRINT,
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ import typer
 
 from catalog import CatalogError, Damage, Store
 from flows.artifact import verify_artifacts
-from flows.cli import build, catalog, dashboard, exchange, label, sites
+from flows.cli import build, care, catalog, dashboard, exchange, gc, label, match, name, search, share, sites
 from flows.cli.common import run_app
 from flows.errors import FlowError
 
@@ -37,8 +37,14 @@ build.register(app)
 catalog.register(app, extra_checks=[_check_artifacts])
 exchange.register(app)
 label.register(app)
+search.register(app)
+share.register(app)
+care.register(app)
 dashboard.register(app)
 sites.register(app)
+gc.register(app)
+name.register(app)
+match.register(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""An answer (an Arrow table) as a person or a program wants it: a table on the terminal, CSV, JSON, Parquet."""
+"""An answer (an Arrow table) as a person or a program wants it: a table on the terminal, CSV, JSON (lines), Parquet."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,10 @@ from catalog import QueryError
 from catalog.files import replacing
 from flows.cli.common import out, safe, text
 
-__all__ = ["Format", "show_answer"]
+__all__ = ["Format", "as_csv", "as_jsonl", "show_answer"]
 
-Format = Literal["table", "csv", "json", "parquet"]
-SUFFIXES: dict[str, Format] = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
+Format = Literal["table", "csv", "json", "jsonl", "parquet"]
+SUFFIXES: dict[str, Format] = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".parquet": "parquet"}
 PLAN_COLUMNS = ["explain_key", "explain_value"]
 LONGEST_CELL = 200
 READABLE_WIDTH = 20  # a longer text may be folded
@@ -43,7 +44,8 @@ def show_answer(answer: pa.Table, form: Format | None, output: Path | None, limi
         pq.write_table(answer, sys.stdout.buffer, compression="zstd")
     else:
         # not through `typer.echo`, which takes escape sequences out of data
-        sys.stdout.write(as_csv(answer, safe_for_terminal=sys.stdout.isatty()) if form == "csv" else as_json(answer))
+        content = as_csv(answer, safe_for_terminal=sys.stdout.isatty()) if form == "csv" else AS_TEXT[form](answer)
+        sys.stdout.write(content)
     if is_cut:
         Console(stderr=True).print(text(f"the first {limit} rows; ask for more with --limit", style="dim"))
 
@@ -60,8 +62,20 @@ def as_csv(answer: pa.Table, safe_for_terminal: bool = False) -> str:
 
 def as_json(answer: pa.Table) -> str:
     """One array of objects, one row a line."""
+    return "[" + ",\n ".join(_json_rows(answer)) + "]\n"
+
+
+def as_jsonl(answer: pa.Table) -> str:
+    """One object a line."""
+    return "".join(row + "\n" for row in _json_rows(answer))
+
+
+def _json_rows(answer: pa.Table) -> list[str]:
     rows = [json.dumps(_plain(row), ensure_ascii=False, default=str) for row in answer.to_pylist()]
-    content = "[" + ",\n ".join(rows) + "]\n"
+    return [_without_controls(row) for row in rows]
+
+
+def _without_controls(content: str) -> str:
     return re.sub(r"[\x7f-\x9f\u061c\u200e-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", _escaped, content)
 
 
@@ -81,13 +95,12 @@ def _with_unique_names(answer: pa.Table) -> pa.Table:
 
 
 def _write(answer: pa.Table, form: Format, output: Path) -> None:
-    content = {"csv": as_csv, "json": as_json, "table": _as_text}
     try:
         with replacing(output.resolve()) as aside:
             if form == "parquet":
                 pq.write_table(answer, aside, compression="zstd")
             else:
-                aside.write_text(content[form](answer), encoding="utf-8", newline="")
+                aside.write_text(AS_TEXT[form](answer), encoding="utf-8", newline="")
     except OSError as error:
         raise QueryError(f"{output} cannot be written: {error.strerror or error}; name another file") from error
 
@@ -96,6 +109,11 @@ def _as_text(answer: pa.Table) -> str:
     file = io.StringIO()
     Console(file=file, width=400, highlight=False).print(_table(answer))
     return file.getvalue()
+
+
+AS_TEXT: dict[str, Callable[[pa.Table], str]] = {
+    "csv": as_csv, "json": as_json, "jsonl": as_jsonl, "table": _as_text,
+}  # fmt: skip
 
 
 def _print_table(answer: pa.Table) -> None:

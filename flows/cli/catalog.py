@@ -4,20 +4,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import duckdb
 import pyarrow as pa
 import typer
 from rich.table import Table
 
-from catalog import Damage, QueryError, Store, connect, current, query, verify
+from catalog import Damage, Labels, QueryError, Store, connect, current, query, verify
 from catalog import console as sql_console
+from catalog.keeping import forget_query, save_query, saved_sql
 from catalog.lookup import check_feature, find_sae
 from catalog.query import QUERIES
 from flows.cli.answers import Format, show_answer
-from flows.cli.common import StoreOption, open_store, out, text
+from flows.cli.common import DEFAULT_STORE, StoreOption, UserOption, open_store, out, text, user_name
 from flows.cli.feature_text import show_feature
 
 __all__ = ["register"]
 
+LONGEST = 100_000  # rows of the answer to a saved question
 Check = Callable[[Store], list[Damage]]
 FACTS = ("card", "histogram", "tokens_of", "logits_of", "examples", "neighbors_of")
 Sort = Literal["density", "feature", "act_max", "delta_ce_linear", "reconstructive", "explanation_score"]
@@ -54,42 +57,63 @@ def register(app: typer.Typer, extra_checks: Sequence[Check] = ()) -> None:
         _show_damages(opened, damages)
 
 
-def sql_command(
+def sql_command(  # noqa: PLR0913 (one parameter per option)
     sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT; see docs/reference/tables.md for the tables.")],
     form: FormatOption = None,
     output: OutputOption = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 1000,
     timeout: Annotated[float, typer.Option(min=0.1, help="Stop after so many seconds.")] = 60.0,
+    save: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the question for `almanac query`.", show_default=False)
+    ] = None,
+    user: UserOption = None,
     store: StoreOption = None,
 ) -> None:
     """Ask the catalog a question in SQL. Nothing that is typed here can write.
 
     Example:  almanac sql "select feature, name, density from feature_card where status = 'alive' limit 5"
     """
-    answer = sql_console.run(open_store(store), sql, limit + 1, timeout)
+    opened = open_store(store)
+    answer = sql_console.run(opened, sql, limit + 1, timeout)
     show_answer(answer, form, output, limit)
+    if save:
+        with Labels(opened) as labels:
+            save_query(connect(opened), labels, user_name(user), save, sql)
 
 
-def query_command(
+def query_command(  # noqa: PLR0913 (one parameter per option)
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The question.", show_default=False)] = None,
     param: Annotated[list[str] | None, typer.Option("--param", "-p", help="name=value", show_default=False)] = None,
     form: FormatOption = None,
     output: OutputOption = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Take a saved question off the list.")] = False,
+    user: UserOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Ask one of the questions that come with the catalog; without NAME, list them.
+    """Ask one of the questions that come with the catalog, or one that was saved; without NAME, list them.
 
-    Example:  almanac query read_feature --param sae_id=demo/L2/batchtopk-2048@1 --param feature=7
+    The parameter sae_id takes a family or a part of it, and may be left out where there is only one SAE.
+
+    Example:  almanac query read_feature --param sae_id=batchtopk --param feature=7
     """
     if name is None:
-        _list_queries()
+        _list_queries(store)
+        return
+    connection = connect(open_store(store))
+    if forget:
+        with Labels(open_store(store)) as labels:
+            forget_query(connection, labels, user_name(user), name)
+        out().print(text(f"{name!r} is off the list"))
+        return
+    if name not in QUERIES:
+        show_answer(sql_console.run(open_store(store), saved_sql(connection, name), LONGEST, 60.0), form, output)
         return
     pairs = [given.partition("=") for given in param or []]
     for key, equals, _ in pairs:
         if not equals:
             raise QueryError(f"--param wants name=value, got {key!r}; write for example --param n=10")
-    parameters: dict[str, Any] = {key: value for key, _, value in pairs}
-    show_answer(query(connect(open_store(store)), name, **parameters), form, output)
+    given: dict[str, Any] = {key: value for key, _, value in pairs}
+    show_answer(query(connection, name, **_with_sae(connection, name, given)), form, output)
 
 
 def features_command(  # noqa: PLR0913 (one parameter per option)
@@ -133,6 +157,17 @@ def show_command(
     show_feature(out(), facts)
 
 
+def _with_sae(connection: duckdb.DuckDBPyConnection, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The SAE as people name it, or the only one; and a feature that it has."""
+    is_required = any(each.name == "sae_id" and each.is_required for each in QUERIES[name].parameters)
+    if not is_required and "sae_id" not in given:
+        return given
+    sae_id = find_sae(connection, given.get("sae_id"))
+    if str(given.get("feature", "")).isdigit():
+        check_feature(connection, sae_id, int(given["feature"]))
+    return {**given, "sae_id": sae_id}
+
+
 def _with_words(answer: pa.Table) -> pa.Table:
     """The tokens of each feature as one text, their spaces made visible."""
     words = [
@@ -141,13 +176,16 @@ def _with_words(answer: pa.Table) -> pa.Table:
     return answer.append_column("fires on", pa.array(words, pa.string()))
 
 
-def _list_queries() -> None:
+def _list_queries(store: Path | None) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("query", "question", "parameters"):
         table.add_column(title, overflow="fold")
     for name, asked in QUERIES.items():
         parameters = ", ".join(map(str, asked.parameters))
         table.add_row(text(name, "bold"), text(asked.question), text(parameters, "dim"))
+    if store is not None or DEFAULT_STORE.exists():
+        for row in query(connect(open_store(store)), "saved_queries").to_pylist():
+            table.add_row(text(row["query_id"], "bold"), text(row["sql"]), text(f"saved by {row['author']}", "dim"))
     out().print(table)
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from catalog import Store
 
-__all__ = ["StoreOption", "UserOption", "open_store", "out", "run_app", "safe", "text", "user_name"]
+__all__ = ["DEFAULT_STORE", "StoreOption", "UserOption", "open_store", "out", "run_app", "safe", "text", "user_name"]
 
 PIPE_WIDTH = 160
 STOPPED = 130  # exit code after Ctrl-C

@@ -13,7 +13,8 @@ from catalog.lookup import check_feature, find_sae
 SAE = f"{FAMILY}@1"
 GIVEN: dict[str, Any] = {
     "sae_id": SAE, "feature": 3, "token": "import", "contrast_id": "c", "dataset_id": DATASET, "suite": "s",
-    "features": "1,3",    "old_sae_id": SAE, "new_sae_id": SAE, "since": "2026-01-01",
+    "features": "1,3", "text": "import", "collection_id": "c", "old_sae_id": SAE,
+    "new_sae_id": SAE, "since": "2026-01-01",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "catalog"))
 from catalog_samples import FAMILY, published_store  # noqa: E402
 
 from catalog import CatalogError, Damage, Publication, Store, connect, current, guarded, publish  # noqa: E402
+from flows.cli import care, search, share  # noqa: E402
 from flows.cli import catalog as catalog_commands  # noqa: E402
 from flows.cli import label as label_commands  # noqa: E402
 from flows.cli.answers import Format, show_answer  # noqa: E402
@@ -48,7 +50,8 @@ def own_store(tmp_path: Path) -> Store:
 def almanac(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, read_only_store: Store) -> Almanac:
     app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
     catalog_commands.register(app)
-    label_commands.register(app)
+    for commands in (label_commands, search, share, care):
+        commands.register(app)
     monkeypatch.setenv("ALMANAC_STORE", str(read_only_store.root))
     monkeypatch.setenv("ALMANAC_USER", "ada")
     monkeypatch.setenv("COLUMNS", "110")
@@ -155,6 +158,19 @@ def test_query_lists_the_questions_and_answers_one(almanac: Almanac) -> None:
         (["query", "cart"], "did you mean 'card'"),
         (["query", "card", "-p", "sae_id"], "--param wants name=value"),
         (["query", "card", "-p", f"sae_id={SAE}"], "needs the parameter feature"),
+        (["query", "card", "-p", "sae_id=tini", "-p", "feature=3"], "no SAE 'tini'"),
+        (["query", "card", "-p", "feature=99"], "features 0 to 7"),
+        (["search", "like", "tiny", "99"], "features 0 to 7"),
+        (["search", "token", "x", "--in", "nothing"], "no SAE 'nothing'"),
+        (["search", "where", "densty > 0"], "densty"),
+        (["search", "where", "true) or (true"], "LINE 1"),
+        (["collection", "show", "nothing"], "no collection 'nothing'"),
+        (["export-table", "featur", "-o", "x.csv"], "did you mean 'feature'"),
+        (["export-table", "feature", "-o", "x.doc"], "ends in none of"),
+        (["retire", "nothing"], "no SAE 'nothing'"),
+        (["restore", "/nowhere"], "cannot be read as a backup"),
+        (["share", "import", "/nowhere"], "/nowhere"),
+        (["share", "page", "tiny"], "name either an SAE and its features"),
         (["show", "nothing", "1"], "no SAE 'nothing'"),
         (["show", "tiny", "99"], "features 0 to 7"),
         (["features", "nothing"], "no SAE 'nothing'"),
@@ -307,6 +323,14 @@ COMMANDS = [
     "features",
     "show",
     "verify",
+    "export-table",
+    "migrate",
+    "retire",
+    "backup",
+    "restore",
+    *(f"search {c}" for c in ("text", "token", "logit", "like", "where")),
+    *(f"collection {c}" for c in ("add", "remove", "list", "show")),
+    *(f"share {c}" for c in ("features", "import", "page")),
     *(f"label {c}" for c in ("add", "list", "undo", "history", "export", "import")),
 ]
 
@@ -314,7 +338,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_with_an_example(almanac: Almanac, command: str) -> None:
     shown = answer(almanac(*command.split(), "--help"))
-    assert f"almanac {command}" in " ".join(shown.split("Example:")[1].split())
+    assert f"almanac {command}" in " ".join(re.split("Examples?:", shown)[1].split())
 
 
 def test_without_a_store_the_default_is_named(
