@@ -23,7 +23,7 @@ from catalog.errors import LockedError
 from catalog.files import sha256_of, sync_file, sync_folder
 from catalog.locks import exclusive
 from catalog.store import Store
-from flows.disk import SEAL, disk_error, keep_piece, kept_piece, write_piece
+from flows.disk import SEAL, disk_error, keep_piece, kept_piece, sealed_as, write_piece
 from flows.errors import ArtifactError
 
 __all__ = [
@@ -243,13 +243,14 @@ def _sweep(partial: Path) -> None:
 
 
 def _finish(work: Work, draft: Draft, target: Path) -> None:
-    for hidden in draft.directory.rglob(".*"):
-        hidden.unlink()
     files = {}
-    for path in sorted(path for path in draft.directory.rglob("*") if path.is_file() and path.name != "manifest.json"):
+    pieces = (path for path in draft.directory.rglob("[!.]*") if path.is_file() and path.name != "manifest.json")
+    for path in sorted(pieces):
         sync_file(path)
         name = path.relative_to(draft.directory).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        files[name] = {"bytes": path.stat().st_size, "sha256": sealed_as(path) or sha256_of(path)}
+    for hidden in draft.directory.rglob(".*"):
+        hidden.unlink()
     manifest = {
         "format": "sae-almanac artifact",
         "kind": work.kind,

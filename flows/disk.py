@@ -10,7 +10,7 @@ from pathlib import Path
 from catalog.files import sha256_of
 from flows.errors import DiskError
 
-__all__ = ["SEAL", "check_room", "disk_error", "keep_piece", "kept_piece", "write_piece"]
+__all__ = ["SEAL", "check_room", "disk_error", "keep_piece", "kept_piece", "sealed_as", "write_piece"]
 
 SEAL = ".sha256"
 """Ending of the hidden file beside a piece that says what the piece must hold."""
@@ -67,6 +67,13 @@ def kept_piece(path: Path) -> bool:
             return True
     path.unlink(missing_ok=True)
     return False
+
+
+def sealed_as(path: Path) -> str | None:
+    """sha256 of what was kept as this piece, if it was written once; then nobody has to read it again to know."""
+    seal = _seal(path)
+    digests = set(seal.read_bytes().split()) if seal.is_file() else set()
+    return digests.pop().decode() if len(digests) == 1 else None
 
 
 def _seal(piece: Path) -> Path:

@@ -110,6 +110,7 @@ def undisturbed(process: Process, steps: int) -> dict[str, Any]:
     """A turn in which others left the machine alone; the least disturbed of some where there is none."""
     turns: list[dict[str, Any]] = []
     for _ in range(TRIES):
+        os.sync()  # nobody waits for what the one before has left to be written
         time.sleep(PAUSE_SECONDS * (1 + 5 * len(turns)))
         busy, start = _busy_seconds(), time.perf_counter()
         figures = process.ask(f"go {steps}")

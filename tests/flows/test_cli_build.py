@@ -113,7 +113,7 @@ BAD = {
     ),
     "too few tokens": (
         "[corpus]\nsources = [{{ path = '{text}' }}]\nheld_out = [{{ path = '{text}' }}]",
-        "fewer than one batch of 4096",
+        "fewer than one batch of 512",
     ),
     "nothing held out": ("[corpus]\nsources = [{{ path = '{text}' }}]\nheld_out_share = 0", "no document is held out"),
     "too many features kept": ("[[recipes]]\narchitecture = 'topk'\nn_features = 8\nk = 8", "0 < k < n_features"),
