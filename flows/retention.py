@@ -18,6 +18,7 @@ from catalog.guard import answering
 from catalog.locks import exclusive
 from flows.artifact import Artifact, every, lock_file, mark_evicted
 from flows.config import KEEP_RULE, RunConfig
+from flows.disk import disk_error
 from flows.errors import RunConfigError
 from flows.place import Place
 
@@ -29,8 +30,13 @@ Subject = tuple[str, str]
 
 @contextmanager
 def building(store: Store) -> Iterator[None]:
-    """While open, nothing of the store is evicted or collected. Any number of builds at once."""
-    with open(store.locks / "builds.lock", "a", encoding="utf-8") as file:
+    """While open, nothing of the store is evicted or collected. Any number of builds at once. Raises DiskError."""
+    path = store.locks / "builds.lock"
+    try:
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed below: what the build raises is not of this)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 

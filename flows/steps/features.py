@@ -42,7 +42,7 @@ from saelib.summaries.summary import Summary, merged_candidates, merged_statisti
 
 __all__ = ["describe", "describe_work"]
 
-FEATURES_AT_A_TIME = 4096
+FEATURES_AT_A_TIME = 1024
 """Whose candidates and examples are held together: about 100 MB."""
 
 
