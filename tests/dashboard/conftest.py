@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from catalog import Store
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(autouse=True)
 def own_main_module() -> Iterator[None]:
     """Streamlit leaves the last script that it ran as the main module, which a process started later would run."""
     main = sys.modules["__main__"]
@@ -22,7 +22,7 @@ def own_main_module() -> Iterator[None]:
     sys.modules["__main__"] = main
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def no_power_failure() -> Iterator[None]:
     """No test can cut the power, so none waits for the disk."""
     with pytest.MonkeyPatch.context() as patch:
