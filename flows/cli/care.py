@@ -48,8 +48,8 @@ def retire_command(
     """
     opened = open_store(store)
     if undo:
-        retired = {each.sae_id for each in current(opened).retired}
-        sae_id = next((each for each in sorted(retired) if sae in each), sae)
+        meant = [each.sae_id for each in current(opened).retired if sae in each.sae_id]
+        sae_id = meant[0] if len(meant) == 1 else sae  # of several, only a whole name says which
         snapshot = bring_back(opened, sae_id)
         out().print(text(f"{sae_id} is back (snapshot {snapshot.number})"))
     else:

@@ -7,12 +7,12 @@ from flows.artifact import Artifact, Draft, Work
 from flows.config import RunConfig
 from flows.place import Place, StepReport
 from flows.steps.loading import (
+    held_out_shards,
     language_model,
     load_activations,
     load_sae,
     places_of,
     sink_limits,
-    token_shards,
     use_threads,
 )
 from flows.steps.widths import check_widths
@@ -40,7 +40,7 @@ def evaluate(config: RunConfig, sae: Artifact, tokens: Artifact, activations: Ar
 
     def fill(draft: Draft, report: StepReport) -> None:
         use_threads(config.resolved_threads())
-        shards = token_shards(tokens, held_out=True)
+        shards = held_out_shards(tokens, activations)
         lm = language_model(config.lm)
         model = load_sae(sae, config.lm.resolved_device())
         check_widths(model, dict(zip(activations.facts["sites"], activations.facts["widths"], strict=True)), lm.name)

@@ -20,6 +20,7 @@ from flows.rows.described import Described
 from flows.rows.examples import Text
 from flows.rows.examples import examples as example_rows
 from flows.steps.loading import (
+    held_out_shards,
     language_model,
     load_activations,
     load_sae,
@@ -151,7 +152,7 @@ def _found(job: _Job, place: Place, fingerprint: str) -> Described:
     coactivation, correlation = sample.together(config.n_neighbors)
     limits = sink_limits(sae, job.activations)
     widths = [job.activations.facts["widths"][place] for place in places_of(sae.ends, job.activations)[1]]
-    shards = token_shards(job.tokens, held_out=True) or token_shards(job.tokens)
+    shards = held_out_shards(job.tokens, job.activations)
     with place.watch.bar("loss effects", config.effects.tokens, "tokens") as tick:
         effects = loss_effects(lm, sae, shards, limits, config.effects, tick)
     return Described(
@@ -173,8 +174,7 @@ def _found(job: _Job, place: Place, fingerprint: str) -> Described:
 
 def _write_examples(path: Path, found: Described, job: _Job) -> int:
     """The table `example`, some features at a time, and how many rows it has: the candidates of all would be large."""
-    keys = pq.read_table(job.tokens.file("document.parquet"), columns=["sha256"])["sha256"].to_pylist()
-    document_keys = np.array([int(sha[:16], 16) for sha in keys], dtype=np.uint64)
+    document_keys = corpus_rows.content_keys(job.tokens.file("document.parquet"))
     text, share, n_rows = Text(token_shards(job.tokens)), job.config.describe.held_out_share, 0
     with ExitStack() as stack:
         writer = None

@@ -14,7 +14,7 @@ from flows.artifact import Artifact
 from flows.errors import ArtifactError, RecipeError
 from saelib.activations import COLUMNS, ActivationShard
 from saelib.base import Ends, Site
-from saelib.errors import SiteNotFound
+from saelib.errors import ActivationError, SiteNotFound
 from saelib.evaluation import sites_of
 from saelib.lm import LanguageModel, LMConfig, load_lm, site_width
 from saelib.sae import SAE
@@ -24,6 +24,7 @@ from saelib.text import TokenShard
 __all__ = [
     "contiguous",
     "each_token_shard",
+    "held_out_shards",
     "language_model",
     "load_activations",
     "load_sae",
@@ -89,6 +90,27 @@ def token_shards(tokens: Artifact, held_out: bool | None = None) -> list[TokenSh
         for path, flag in zip(tokens.files("shard-"), tokens.facts["held_out"], strict=True)
         if held_out is None or flag == held_out
     ]
+
+
+def held_out_shards(tokens: Artifact, activations: Artifact) -> list[TokenShard]:
+    """Held-out shards without the sequences of documents that the harvest could not use: one would spoil every mean.
+
+    Raises ActivationError where nothing is left.
+    """
+    refused = [each["document_id"] for each in activations.facts["quarantined"]]
+    kept = [_without(shard, refused) if refused else shard for shard in token_shards(tokens, held_out=True)]
+    if not any(shard.n_sequences for shard in kept):
+        raise ActivationError(
+            f"the model gives NaN or Inf for all held-out documents ({len(refused)} are in quarantine), so nothing can "
+            "be evaluated; set lm.dtype to 'float32', or hold out other documents"
+        )
+    return [shard for shard in kept if shard.n_sequences]
+
+
+def _without(shard: TokenShard, documents: Sequence[int]) -> TokenShard:
+    sequence = np.repeat(np.arange(shard.n_sequences), shard.lengths)
+    spoiled = np.unique(sequence[np.isin(shard.token_document, documents)])
+    return shard.take(np.setdiff1d(np.arange(shard.n_sequences), spoiled))
 
 
 def each_token_shard(tokens: Artifact) -> Iterator[TokenShard]:

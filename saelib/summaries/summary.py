@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
@@ -75,8 +75,14 @@ def merged_candidates(paths: Sequence[Path], features: range) -> Candidates:
         with safe_open(path, framework="np") as file:
             starts = file.get_slice("starts")[features.start : features.stop + 1]
             first, last = int(starts[0]), int(starts[-1])
-            parts.append(Candidates(*(file.get_slice(f"candidates.{name}")[first:last] for name in Candidates._fields)))
+            parts.append(Candidates(*(_rows(file, f"candidates.{name}", first, last) for name in Candidates._fields)))
     return Candidates.merged(parts, features)
+
+
+def _rows(file: Any, name: str, first: int, last: int) -> np.ndarray:
+    """Some rows of a tensor. safetensors refuses to slice none of them where nothing comes after."""
+    rows: np.ndarray = file.get_slice(name)[first:last] if first < last else file.get_tensor(name)[:0]
+    return rows
 
 
 def _read(path: Path, prefix: str) -> dict[str, np.ndarray]:

@@ -19,6 +19,8 @@ from flows.config import RunConfig
 from flows.errors import RecipeError
 from flows.path import path
 from flows.place import Place
+from flows.steps.loading import language_model, token_shards
+from flows.steps.tokenize import tokenize
 from flows.steps.widths import check_widths
 from saelib.base import Ends, Site
 from saelib.lm import LanguageModel, load_lm, read_sites
@@ -149,6 +151,29 @@ def packed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     place = Place(Store.create(folder / "store"), Record())
     path(config, place)
     return config, place
+
+
+def test_a_poisoned_held_out_document_is_in_quarantine_and_in_no_metric(corpus: Path, tmp_path: Path) -> None:
+    config = tiny(corpus, corpus={"held_out_share": 0.6}, harvest={"max_quarantine_share": 0.5})
+    place = Place(Store.create(tmp_path / "store"), Record())
+    tokens = tokenize(config, place)
+    found: dict[int, set[int]] = {}
+    for shard in token_shards(tokens):
+        for document, token in zip(shard.token_document.tolist(), shard.token_ids.tolist(), strict=True):
+            found.setdefault(document, set()).add(token)
+    held_out = {int(each) for shard in token_shards(tokens, held_out=True) for each in shard.document_id}
+    poisoned = min(held_out)
+    token = min(found[poisoned] - set().union(*(found[other] for other in found if other != poisoned)))
+    embedding = language_model(config.lm).model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, ids, x: x.masked_fill((ids[0] == token)[..., None], torch.nan))
+    try:
+        path(config, place)
+    finally:
+        hook.remove()
+    refused = rows(place, "select document_id, step, reason, uri from quarantine")
+    assert (poisoned, "harvest", "not_finite", f"{corpus.name}#{poisoned}") in refused
+    metrics = dict(rows(place, "select metric, value from sae_metric"))
+    assert len(held_out) > 1 and all(metrics[name] is not None for name in ("fvu", "ce_clean", "ce_spliced", "kl"))
 
 
 def test_packed_sequences_hold_several_documents_and_are_published(packed: Built) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Record, tiny
 from safetensors import safe_open
+from tiny_builds import Record, tiny
 
 from catalog import Store
 from flows import steps

@@ -16,7 +16,7 @@ class Record(Quiet):
         self.lines.append(text)
 
 
-def tiny(corpus: Path, **changes: object) -> RunConfig:
+def tiny(corpus: Path, /, **changes: object) -> RunConfig:
     """The path in miniature; `changes` are top-level tables, merged one level deep."""
     table: dict[str, dict[str, object]] = {
         "corpus": {

@@ -15,7 +15,7 @@ from saelib.summaries.examples import BUCKETS, Examples, Silences, choose_exampl
 from saelib.summaries.moments import BINS, bin_centre, bin_edge, bin_of, quantiles
 from saelib.summaries.rows import WINDOW
 from saelib.summaries.sample import Sample
-from saelib.summaries.summary import Summary
+from saelib.summaries.summary import Summary, merged_candidates
 
 MOMENTS = {"mean", "m2", "m3", "m4", "gain_sum", "y_sum", "y_square_sum"}
 
@@ -201,6 +201,18 @@ def test_a_shard_without_a_firing_changes_nothing_but_the_token_counts(case: Cas
     assert np.array_equal(both.core.n_fires, summary.core.n_fires)
     assert both.core.n_tokens[0] == 2 * summary.core.n_tokens[0]
     assert np.allclose(both.core.m4, summary.core.m4)
+
+
+def test_a_shard_without_a_firing_is_merged_from_its_file(case: Case, summary: Summary, tmp_path: Path) -> None:
+    silent = case._replace(x=[0 * x for x in case.x])
+    silent.sae.b_enc.clamp_(max=0.0)
+    parts = [summary, Summary.of(silent.firings(), N_VOCAB)]
+    paths = [tmp_path / f"{index}.safetensors" for index in range(2)]
+    for path, part in zip(paths, parts, strict=True):
+        path.write_bytes(part.save())
+    assert_same(Summary.merged(paths), reduce(Summary.merge, parts))
+    last = range(summary.core.n_fires.size - 1, summary.core.n_fires.size)
+    assert merged_candidates(paths[1:], last).feature.size == 0
 
 
 def test_load_of_save_is_the_same_summary(tmp_path: Path) -> None:
